@@ -1,0 +1,3 @@
+"""Checkpoint conversion between Meta, Hugging Face, Megatron and DeepSpeed, without torch."""
+
+__version__ = "0.1.0"

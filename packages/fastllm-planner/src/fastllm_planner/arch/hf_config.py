@@ -1,0 +1,70 @@
+"""Hugging Face ``config.json`` ↔ ``ArchSpec``, for every family under ``arch/families``.
+
+Configs come from elsewhere: they are parsed as plain JSON, never instantiated by transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fastllm_planner.arch import families
+from fastllm_planner.arch.spec import ArchError, ArchSpec
+
+
+@cache
+def family_modules() -> dict[str, ModuleType]:
+    """Family name → its module. A file added under ``families/`` is found without registration."""
+    found: dict[str, ModuleType] = {}
+    for info in pkgutil.iter_modules(families.__path__):
+        module = importlib.import_module(f"{families.__name__}.{info.name}")
+        found[module.FAMILY] = module
+    return found
+
+
+def from_hf_config(config: Mapping[str, Any]) -> ArchSpec:
+    """Parsed ``config.json`` → spec. Raises ``ArchError`` for an unknown or incomplete one."""
+    model_type = config.get("model_type")
+    for module in family_modules().values():
+        if model_type in module.MODEL_TYPES:
+            spec: ArchSpec = module.from_hf(config)
+            return spec
+    known = sorted(t for m in family_modules().values() for t in m.MODEL_TYPES)
+    raise ArchError(
+        f"config.json: model_type {model_type!r} is not supported",
+        hint=f"supported: {', '.join(known)}",
+    )
+
+
+def read_hf_config(path: Path) -> ArchSpec:
+    """A ``config.json`` file (or a folder that holds one) → spec."""
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArchError(f"cannot read {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise ArchError(f"{file} is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ArchError(f"{file} is not a JSON object")
+    return from_hf_config(raw)
+
+
+def to_hf_config(spec: ArchSpec, *, dtype: str | None = None) -> dict[str, Any]:
+    """Spec → ``config.json`` that transformers 4 and 5 both read right.
+
+    ``dtype``: ``float32``, ``bfloat16`` or ``float16`` of the stored weights, when known.
+    """
+    module = family_modules().get(spec.family)
+    if module is None:
+        raise ArchError(f"family {spec.family!r} has no Hugging Face config")
+    config: dict[str, Any] = dict(module.to_hf(spec))
+    if dtype is not None:
+        config["torch_dtype"] = config["dtype"] = dtype
+    return config
