@@ -73,7 +73,7 @@ def first_token_id(config: Mapping[str, Any], key: str) -> int | None:
 def decoder_fields(
     config: Mapping[str, Any], *, norm_eps: float, vocab: int, max_seq_len: int
 ) -> dict[str, Any]:
-    """Keyword arguments of ``ArchSpec`` for a LLaMA-shaped config (keyword values: HF's defaults)."""
+    """Keyword arguments of ``ArchSpec`` for a LLaMA-shaped config (keywords: HF defaults)."""
     hidden = require_int(config, "hidden_size")
     heads = require_int(config, "num_attention_heads")
     head_dim = _optional_int(config, "head_dim", max(1, hidden // heads))

@@ -59,7 +59,7 @@ class MoeSpec:
 
 @dataclass(frozen=True)
 class MlaSpec:
-    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434). ``q_lora_rank`` 0: full-rank q."""
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434). ``q_lora_rank`` 0: full q."""
 
     q_lora_rank: int
     kv_lora_rank: int
@@ -161,7 +161,9 @@ def spec_from_dict(raw: Mapping[str, Any]) -> ArchSpec:
     for key in values:
         if key not in known:
             near = difflib.get_close_matches(key, sorted(known), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+            hint = (
+                f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+            )
             raise ArchError(f"unknown architecture key {key!r}", hint=hint)
     try:
         if isinstance(rope := values.get("rope"), Mapping):
