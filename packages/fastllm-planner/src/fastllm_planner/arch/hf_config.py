@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from fastllm_planner.arch import families
-from fastllm_planner.arch.spec import ArchError, ArchSpec
+from fastllm_planner.arch.spec import ArchError, ArchSpec, as_table
 
 
 @cache
@@ -51,9 +51,10 @@ def read_hf_config(path: Path) -> ArchSpec:
         raise ArchError(f"cannot read {file}: {error.strerror}") from error
     except ValueError as error:
         raise ArchError(f"{file} is not JSON: {error}") from error
-    if not isinstance(raw, dict):
+    config = as_table(raw)
+    if config is None:
         raise ArchError(f"{file} is not a JSON object")
-    return from_hf_config(raw)
+    return from_hf_config(config)
 
 
 def to_hf_config(spec: ArchSpec, *, dtype: str | None = None) -> dict[str, Any]:

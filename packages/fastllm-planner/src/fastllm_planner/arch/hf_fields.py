@@ -8,9 +8,9 @@ transformers 4 fall back, silently, to theta 10000: so both are written.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
-from fastllm_planner.arch.spec import ArchError, ArchSpec, RopeSpec
+from fastllm_planner.arch.spec import ArchError, ArchSpec, RopeSpec, as_table
 
 _ROPE_TYPES_KNOWN = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 
@@ -31,13 +31,13 @@ def _optional_int(config: Mapping[str, Any], key: str, default: int) -> int:
 
 def read_rope(config: Mapping[str, Any], *, default_theta: float = 10_000.0) -> RopeSpec:
     """Rotary settings from either spelling (``rope_parameters`` wins, as in transformers 5)."""
-    params = config.get("rope_parameters")
-    if isinstance(params, Mapping):
+    params = as_table(config.get("rope_parameters"))
+    if params is not None:
         theta = params.get("rope_theta", config.get("rope_theta", default_theta))
         scaling = {k: v for k, v in params.items() if k != "rope_theta"}
     else:
         theta = config.get("rope_theta", default_theta)
-        scaling = dict(config.get("rope_scaling") or {})
+        scaling = dict(as_table(config.get("rope_scaling")) or {})
     if "type" in scaling:  # spelling before transformers 4.43
         legacy = scaling.pop("type")
         scaling.setdefault("rope_type", legacy)
@@ -66,7 +66,7 @@ def first_token_id(config: Mapping[str, Any], key: str) -> int | None:
     """``eos_token_id`` may be a list (Llama 3.1 chat): the first entry is the document end."""
     value = config.get(key)
     if isinstance(value, list):
-        value = value[0] if value else None
+        value = next(iter(cast("list[Any]", value)), None)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 

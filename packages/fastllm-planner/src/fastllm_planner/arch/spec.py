@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 Mlp = Literal["swiglu", "gelu"]
 Norm = Literal["rmsnorm", "layernorm"]
@@ -142,6 +142,11 @@ class ArchSpec:
         return self.moe is not None and layer >= self.moe.first_dense_layers
 
 
+def as_table(value: object) -> dict[str, Any] | None:
+    """A JSON/TOML table as a dict with a type, or None for anything else."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
+
+
 def spec_to_dict(spec: ArchSpec) -> dict[str, Any]:
     """A JSON/TOML-ready mapping that ``spec_from_dict`` turns back into an equal spec."""
     from dataclasses import asdict
@@ -166,12 +171,12 @@ def spec_from_dict(raw: Mapping[str, Any]) -> ArchSpec:
             )
             raise ArchError(f"unknown architecture key {key!r}", hint=hint)
     try:
-        if isinstance(rope := values.get("rope"), Mapping):
-            scaling = rope.get("scaling") or {}
+        if (rope := as_table(values.get("rope"))) is not None:
+            scaling = as_table(rope.get("scaling")) or {}
             values["rope"] = RopeSpec(float(rope.get("theta", 10_000.0)), tuple(scaling.items()))
-        if isinstance(moe := values.get("moe"), Mapping):
+        if (moe := as_table(values.get("moe"))) is not None:
             values["moe"] = MoeSpec(**moe)
-        if isinstance(mla := values.get("mla"), Mapping):
+        if (mla := as_table(values.get("mla"))) is not None:
             values["mla"] = MlaSpec(**mla)
         return ArchSpec(**values)
     except TypeError as error:
