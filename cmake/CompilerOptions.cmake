@@ -1,0 +1,35 @@
+# Target `fastllm_options`: what every native target is compiled with.
+if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+    set(CMAKE_BUILD_TYPE Release CACHE STRING "Build type" FORCE)
+endif()
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_CXX_VISIBILITY_PRESET hidden)
+set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)
+
+add_library(fastllm_options INTERFACE)
+target_compile_features(fastllm_options INTERFACE cxx_std_17)
+set_target_properties(fastllm_options PROPERTIES INTERFACE_POSITION_INDEPENDENT_CODE ON)
+set(_cxx "$<COMPILE_LANGUAGE:CXX>")
+target_compile_options(fastllm_options INTERFACE "$<${_cxx}:-Wall;-Wextra;-Wshadow;-Wnon-virtual-dtor>")
+if(FASTLLM_WERROR)
+    target_compile_options(fastllm_options INTERFACE "$<${_cxx}:-Werror>")
+endif()
+if(FASTLLM_SANITIZE)
+    target_compile_options(
+        fastllm_options
+        INTERFACE "$<${_cxx}:-fsanitize=address,undefined;-fno-sanitize-recover=all;-fno-omit-frame-pointer>"
+    )
+    target_link_options(fastllm_options INTERFACE -fsanitize=address,undefined)
+endif()
+
+set(THREADS_PREFER_PTHREAD_FLAG ON)
+find_package(Threads REQUIRED)
+target_link_libraries(fastllm_options INTERFACE Threads::Threads)
+find_package(OpenMP COMPONENTS CXX)
+if(OpenMP_CXX_FOUND)
+    target_link_libraries(fastllm_options INTERFACE OpenMP::OpenMP_CXX)
+    set(FASTLLM_WITH_OPENMP 1)
+else()
+    set(FASTLLM_WITH_OPENMP 0)
+endif()

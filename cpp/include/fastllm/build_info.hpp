@@ -1,0 +1,21 @@
+// What this build of the native core contains.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace fastllm {
+
+struct BuildInfo {
+    std::string version;                    // of the fastllm-core distribution
+    std::string compiler;                   // name and version
+    bool cuda;                              // compiled with CUDA kernels
+    std::vector<std::string> cuda_archs;    // e.g. {"80", "90"}; empty without CUDA
+    bool openmp;                            // compiled with OpenMP
+    bool sanitized;                         // compiled with AddressSanitizer
+    std::vector<std::string> cpu_features;  // instruction sets that this machine's CPU has
+};
+
+BuildInfo build_info();
+
+}  // namespace fastllm

@@ -1,0 +1,17 @@
+"""The native core of fastllm: what the C++ and CUDA code does, as plain functions.
+
+Everything here works on numpy arrays and raw pointers; nothing imports a framework.
+"""
+
+from fastllm_core import _core
+from fastllm_core._core import features
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "features"]
+
+if _core.version() != __version__:
+    raise ImportError(
+        f"fastllm_core {__version__} found a compiled extension of version {_core.version()}; "
+        "reinstall with: pip install --force-reinstall --no-deps ."
+    )
