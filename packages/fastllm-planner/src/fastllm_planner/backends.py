@@ -1,0 +1,98 @@
+"""Training stacks as priors (``backends.toml``): what they keep in memory, how fast they are."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from fastllm_planner.errors import UserError
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One stack. Bytes are per parameter or per element, efficiencies are shares of a ceiling.
+
+    States: ``weight_bytes``, ``grad_bytes`` and ``optimizer_bytes`` per parameter; the layout's
+    ZeRO stage says which are divided. ``fp32_shard``: parameters live as fp32 shards and are cast
+    when gathered (FSDP), so the gathered copy comes on top.
+
+    Time: ``gemm``: share of the device's measured matmul ceiling that a large GEMM of this stack
+    reaches; ``attention_fwd``/``attention_bwd``: the same for the attention kernel;
+    ``elementwise``: bytes moved outside GEMM and attention, relative to a fully fused layer;
+    overlaps are the share of the communication time that can hide behind compute.
+    """
+
+    name: str
+    description: str
+    # what it can do
+    max_zero_stage: int = 3
+    tensor_parallel: bool = True
+    pipeline_parallel: bool = True
+    zero23_with_pipeline: bool = False
+    interleaving: bool = True
+    context_parallel: bool = True
+    offload: bool = False
+    # memory
+    weight_bytes: float = 2.0
+    grad_bytes: float = 4.0
+    optimizer_bytes: float = 12.0
+    fp32_shard: bool = False
+    saved_per_hidden: float = 8.0
+    saved_mlp_extra: float = 0.0
+    activation_multiplier: float = 1.0
+    logits_bytes: float = 6.0
+    # attention_mask_bytes: bytes per score kept by unfused attention (mask, softmax, dropout)
+    scores_bytes: float = 5.0
+    context_gib: float = 1.5
+    fragmentation: float = 0.04
+    stage_buffers: float = 0.0
+    flat_copy: float = 0.0
+    # time
+    gemm: float = 0.85
+    attention_fwd: float = 0.6
+    attention_bwd: float = 0.5
+    elementwise: float = 1.0
+    memory_efficiency: float = 0.8
+    tp_overlap: float = 0.0
+    dp_overlap: float = 0.9
+    pp_overlap: float = 0.5
+    zero3_overlap: float = 0.9
+    grad_reduce_bytes: float = 4.0
+    collective_efficiency: float = 0.75
+    layer_overhead_us: float = 60.0
+    step_overhead_ms: float = 20.0
+
+
+@cache
+def _tables() -> dict[str, Backend]:
+    text = files("fastllm_planner").joinpath("backends.toml").read_text(encoding="utf-8")
+    raw: dict[str, dict[str, Any]] = tomllib.loads(text)
+    known = {f.name for f in fields(Backend)}
+    found: dict[str, Backend] = {}
+    merged: dict[str, dict[str, Any]] = {}
+    for name, table in raw.items():
+        values = {**merged.get(str(table.get("base", "")), {}), **table}
+        values.pop("base", None)
+        merged[name] = values
+        unknown = set(values) - known
+        assert not unknown, f"backends.toml: {name} has unknown keys {sorted(unknown)}"
+        found[name] = Backend(name=name, **values)
+    return found
+
+
+def backend_names() -> list[str]:
+    return list(_tables())
+
+
+def backend(name: str) -> Backend:
+    """A backend by name. ``UserError`` names the nearest known one."""
+    found = _tables().get(name.lower())
+    if found is None:
+        near = difflib.get_close_matches(name.lower(), backend_names(), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(backend_names())}"
+        raise UserError(f"unknown backend {name!r}", hint=hint)
+    return found

@@ -1,0 +1,202 @@
+"""Seconds of the operators of one layer on one rank: roofline with tile and wave quantisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from fastllm_planner.arch import ArchSpec
+from fastllm_planner.backends import Backend
+from fastllm_planner.hardware import Gpu
+from fastllm_planner.layout import Layout
+
+TILE_M, TILE_N = 128, 128
+# Contraction length at which a GEMM tile reaches half of its rate: prologue and epilogue cost.
+HALF_K = 96.0
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Seconds per micro-batch of one layer (``*_fwd``) and of the head; backward separately."""
+
+    gemm_fwd: float
+    gemm_bwd: float
+    attention_fwd: float
+    attention_bwd: float
+    elementwise_fwd: float
+    elementwise_bwd: float
+    head_fwd: float
+    head_bwd: float
+    embedding: float
+
+    @property
+    def forward(self) -> float:
+        return self.gemm_fwd + self.attention_fwd + self.elementwise_fwd
+
+    @property
+    def backward(self) -> float:
+        return self.gemm_bwd + self.attention_bwd + self.elementwise_bwd
+
+    @property
+    def head(self) -> float:
+        return self.head_fwd + self.head_bwd
+
+
+def gemm_efficiency(m: float, n: float, k: float, sms: int) -> float:
+    """Share of the ceiling that an m x n x k GEMM reaches: whole tiles, whole waves, long k."""
+    tiles_m = -(-m // TILE_M)
+    tiles_n = -(-n // TILE_N)
+    tile = m * n / (tiles_m * TILE_M * tiles_n * TILE_N)
+    tiles = tiles_m * tiles_n
+    waves = -(-tiles // sms)
+    wave = tiles / (waves * sms)
+    aligned = 1.0 if n % 64 == 0 and k % 64 == 0 else 0.9 if n % 8 == 0 and k % 8 == 0 else 0.6
+    return tile * wave**0.5 * (k / (k + HALF_K)) * aligned
+
+
+def _gemm_seconds(m: float, n: float, k: float, rate: float, bandwidth: float, sms: int) -> float:
+    flops = 2.0 * m * n * k
+    traffic = 2.0 * (m * k + k * n + m * n)
+    return max(flops / (rate * gemm_efficiency(m, n, k, sms)), traffic / bandwidth)
+
+
+def _linear(m: float, n: float, k: float, rate: float, bw: float, sms: int) -> tuple[float, float]:
+    """Forward, and backward (input and weight gradients), of y[m,n] = x[m,k] w[k,n]."""
+    forward = _gemm_seconds(m, n, k, rate, bw, sms)
+    backward = _gemm_seconds(m, k, n, rate, bw, sms) + _gemm_seconds(k, n, m, rate, bw, sms)
+    return forward, backward
+
+
+@lru_cache(maxsize=65536)
+def layer_time(
+    spec: ArchSpec,
+    device: Gpu,
+    backend: Backend,
+    tp: int,
+    cp: int,
+    ep: int,
+    micro_batch: int,
+    seq_len: int,
+    dtype: str,
+    flash: bool,
+    sequence_parallel: bool,
+) -> LayerTime:
+    """Operator times of an average layer, the head and the embedding on one rank."""
+    half = "fp16" if not device.supports("bf16") else "bf16"
+    linear_dtype = dtype if device.supports(dtype) else half
+    core_dtype = half if dtype == "fp8" else linear_dtype
+    rate = device.matmul(linear_dtype) * 1e12 * backend.gemm
+    core = device.matmul(core_dtype) * 1e12
+    bandwidth = device.memory_bandwidth * backend.memory_efficiency
+    tokens = micro_batch * seq_len / cp
+    h = spec.hidden
+    forward = backward = 0.0
+    q, kv = spec.q_size, spec.kv_size
+    for n, k in (((q + 2 * kv) / tp, h), (h, q / tp)):
+        f, b = _linear(tokens, n, k, rate, bandwidth, device.sms)
+        forward, backward = forward + f, backward + b
+    f, b = _mlp(spec, tokens, tp, ep, rate, bandwidth, device.sms)
+    forward, backward = forward + f, backward + b
+    head_rate = core * backend.gemm
+    head = _linear(tokens, spec.vocab / tp, h, head_rate, bandwidth, device.sms)
+    logits = backend.logits_bytes * 3.0 * tokens * spec.vocab / tp / bandwidth
+    attention = _attention(spec, backend, core, bandwidth, tp, cp, micro_batch, seq_len, flash)
+    moved = _elementwise_bytes(spec, tp, sequence_parallel) * tokens * backend.elementwise
+    return LayerTime(
+        gemm_fwd=forward,
+        gemm_bwd=backward,
+        attention_fwd=attention[0],
+        attention_bwd=attention[1],
+        elementwise_fwd=moved / bandwidth,
+        elementwise_bwd=2.0 * moved / bandwidth,
+        head_fwd=head[0] + logits / 3,
+        head_bwd=head[1] + 2 * logits / 3,
+        embedding=3 * 2.0 * tokens * h / bandwidth,
+    )
+
+
+def _mlp(
+    spec: ArchSpec, tokens: float, tp: int, ep: int, rate: float, bandwidth: float, sms: int
+) -> tuple[float, float]:
+    h, gate = spec.hidden, spec.mlp_matrices - 1
+    if spec.moe is None:
+        up = _linear(tokens, gate * spec.ffn_hidden / tp, h, rate, bandwidth, sms)
+        down = _linear(tokens, h, spec.ffn_hidden / tp, rate, bandwidth, sms)
+        return up[0] + down[0], up[1] + down[1]
+    moe = spec.moe
+    local = moe.experts / ep
+    rows = max(1.0, tokens * moe.active_experts / moe.experts * ep)
+    up = _linear(rows, gate * moe.ffn_hidden / tp, h, rate, bandwidth, sms)
+    down = _linear(rows, h, moe.ffn_hidden / tp, rate, bandwidth, sms)
+    f, b = local * (up[0] + down[0]), local * (up[1] + down[1])
+    if moe.shared_ffn_hidden:
+        up = _linear(tokens, gate * moe.shared_ffn_hidden / tp, h, rate, bandwidth, sms)
+        down = _linear(tokens, h, moe.shared_ffn_hidden / tp, rate, bandwidth, sms)
+        f, b = f + up[0] + down[0], b + up[1] + down[1]
+    dense_share = min(moe.first_dense_layers, spec.layers) / spec.layers
+    if dense_share:
+        up = _linear(tokens, gate * spec.ffn_hidden / tp, h, rate, bandwidth, sms)
+        down = _linear(tokens, h, spec.ffn_hidden / tp, rate, bandwidth, sms)
+        f = (1 - dense_share) * f + dense_share * (up[0] + down[0])
+        b = (1 - dense_share) * b + dense_share * (up[1] + down[1])
+    return f, b
+
+
+def _attention(
+    spec: ArchSpec,
+    backend: Backend,
+    rate: float,
+    bandwidth: float,
+    tp: int,
+    cp: int,
+    micro_batch: int,
+    seq_len: int,
+    flash: bool,
+) -> tuple[float, float]:
+    """Scores and values. Flash: half the square (causal), compute-bound. Otherwise the whole
+    square in two batched GEMMs plus the score tensor's trips to memory."""
+    heads = spec.heads / tp
+    width = 2.0 * spec.q_size if spec.mla is None else _mla_width(spec)
+    flops = 2.0 * micro_batch * seq_len * seq_len / cp * width / tp
+    if flash:
+        forward = flops / 2 / (rate * backend.attention_fwd)
+        return forward, 2.5 * flops / 2 / (rate * backend.attention_bwd)
+    scores = micro_batch * heads * seq_len * seq_len / cp
+    # bytes per score: write 2, scale+mask+softmax 4, dropout 5, read 2; backward about twice
+    product = flops / (rate * 0.5)
+    return product + 11.0 * scores / bandwidth, 2 * product + 20.0 * scores / bandwidth
+
+
+def _mla_width(spec: ArchSpec) -> float:
+    mla = spec.mla
+    assert mla is not None
+    return float(spec.heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim + mla.v_head_dim))
+
+
+def _elementwise_bytes(spec: ArchSpec, tp: int, sequence_parallel: bool) -> float:
+    """Bytes per token that a fully fused layer moves outside GEMM and attention, forward.
+
+    Two norms (read 2h, write 2h), two residual additions (read 4h, write 2h): 20h. Rotary embedding
+    reads and writes q and k, the activation reads its inputs and writes one.
+    """
+    wide = 20.0 * spec.hidden / (tp if sequence_parallel else 1)
+    rope = 4.0 * (spec.q_size + spec.kv_size) if spec.position == "rope" else 0.0
+    width = spec.ffn_hidden if spec.moe is None else spec.moe.active_experts * spec.moe.ffn_hidden
+    return wide + (rope + 2.0 * spec.mlp_matrices * width) / tp
+
+
+def layer_time_of(spec: ArchSpec, layout: Layout, device: Gpu, backend: Backend) -> LayerTime:
+    """``layer_time`` with the fields of a layout."""
+    return layer_time(
+        spec,
+        device,
+        backend,
+        layout.tp,
+        layout.cp,
+        layout.ep,
+        layout.micro_batch,
+        layout.seq_len,
+        layout.dtype,
+        layout.flash,
+        layout.sequence_parallel,
+    )

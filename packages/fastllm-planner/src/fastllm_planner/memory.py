@@ -1,0 +1,290 @@
+"""Bytes per rank and pipeline stage: model states, activations, transients, runtime overhead.
+
+Formulas: Korthikanti et al. arXiv:2205.05198 (activations, in-flight micro-batches), Rajbhandari et
+al. arXiv:1910.02054 (ZeRO), Megatron-LM theoretical_memory_usage (distributed optimizer). What a
+stack adds to them comes from its ``Backend``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from fastllm_planner.arch import ArchSpec
+from fastllm_planner.backends import Backend
+from fastllm_planner.hardware import GIB, Cluster
+from fastllm_planner.layout import Layout
+from fastllm_planner.model_sums import ModelSums, model_sums
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes that one rank of pipeline stage ``stage`` needs at its peak.
+
+    Transients exist only at the peak they cause: ``logits`` and ``workspace`` in the backward pass,
+    ``optimizer_temporaries`` in the optimizer step; ``peak_in`` says which peak is the larger.
+    ``allocated`` is what torch's allocator reports as its maximum; ``total`` is what nvidia-smi
+    shows and what has to fit.
+    """
+
+    stage: int
+    layers: int
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    workspace: float
+    gathered_layers: float
+    comm_buffers: float
+    optimizer_temporaries: float
+    fragmentation: float
+    overhead: float
+
+    @property
+    def states(self) -> float:
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def backward_peak(self) -> float:
+        transient = max(self.logits, self.workspace)
+        return self.states + self.activations + transient + self.gathered_layers
+
+    @property
+    def optimizer_peak(self) -> float:
+        return self.states + self.optimizer_temporaries
+
+    @property
+    def peak_in(self) -> str:
+        return "backward" if self.backward_peak >= self.optimizer_peak else "optimizer step"
+
+    @property
+    def allocated(self) -> float:
+        return max(self.backward_peak, self.optimizer_peak) + self.comm_buffers
+
+    @property
+    def total(self) -> float:
+        return self.allocated + self.fragmentation + self.overhead
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """All stages of one layout. ``host_bytes`` and ``nvme_bytes``: per node, with offload."""
+
+    stages: tuple[StageMemory, ...]
+    host_bytes: float
+    nvme_bytes: float
+
+    @property
+    def worst(self) -> StageMemory:
+        return max(self.stages, key=lambda stage: stage.total)
+
+    @property
+    def peak(self) -> float:
+        """Bytes of the fullest rank, runtime overhead included."""
+        return self.worst.total
+
+    @property
+    def allocated_peak(self) -> float:
+        """What ``torch.cuda.max_memory_allocated`` would show on the fullest rank."""
+        return max(stage.allocated for stage in self.stages)
+
+    def fits(self, cluster: Cluster) -> bool:
+        host = cluster.host_memory_bytes
+        host_ok = host is None or self.host_bytes <= host
+        return self.peak <= cluster.gpu.memory_bytes and host_ok
+
+
+@lru_cache(maxsize=4096)
+def stage_layers(layers: int, pp: int) -> tuple[int, ...]:
+    """Layers of each stage: even; or, as BLOOM did, the two ends counted as layers; or spread."""
+    if layers % pp == 0:
+        return (layers // pp,) * pp
+    if pp > 2 and (layers + 2) % pp == 0:
+        inner = (layers + 2) // pp
+        return (inner - 1, *(inner,) * (pp - 2), inner - 1)
+    base, extra = divmod(layers, pp)
+    middle = pp - extra
+    return tuple(base + (1 if stage >= middle else 0) for stage in range(pp))
+
+
+def in_flight(layout: Layout, stage: int) -> float:
+    """Micro-batches whose activations a stage holds at once, in units of its own layers.
+
+    1F1B: min(m, p - stage). Interleaved (Megatron): 2(p-stage-1) + (v-1)p + 1 chunks of 1/v.
+    """
+    p, v, m = layout.pp, layout.virtual_stages, layout.micro_batches
+    if v == 1:
+        return float(min(m, p - stage))
+    chunks = min(m * v, 2 * (p - stage - 1) + (v - 1) * p + 1)
+    return chunks / v
+
+
+def saved_bytes_per_token(spec: ArchSpec, layout: Layout, backend: Backend) -> float:
+    """Activation bytes that one layer keeps per token of this rank's sequence shard.
+
+    Without recomputation: norm inputs and outputs (``saved_per_hidden`` x h, split only by sequence
+    parallelism), q, k, v, attention output and the MLP's (split by tensor parallelism).
+    """
+    h, tp = spec.hidden, layout.tp
+    sp = tp if layout.sequence_parallel else 1
+    boundary = 2.0 * h / sp
+    if layout.recompute == "full":
+        kept = boundary
+    else:
+        kept = _saved_without_recompute(spec, layout, backend, sp)
+    if layout.recompute_share < 1.0 and layout.recompute != "none":
+        full = _saved_without_recompute(spec, layout, backend, sp)
+        kept = layout.recompute_share * kept + (1 - layout.recompute_share) * full
+    return kept
+
+
+def _saved_without_recompute(spec: ArchSpec, layout: Layout, backend: Backend, sp: int) -> float:
+    h, tp = spec.hidden, layout.tp
+    wide = 4.0 * spec.q_size + 4.0 * spec.kv_size
+    if spec.moe is None:
+        width = float(spec.ffn_hidden)
+    else:
+        active = spec.moe.active_experts * spec.moe.ffn_hidden + spec.moe.shared_ffn_hidden
+        width = float(active)
+    per_width = 2.0 * spec.mlp_matrices + backend.saved_mlp_extra
+    kept = backend.saved_per_hidden * h / sp + (wide + per_width * width) / tp
+    if not layout.flash and layout.recompute == "none":
+        kept += backend.scores_bytes * spec.heads * layout.seq_len / tp
+    return kept * backend.activation_multiplier
+
+
+def _layer_workspace(spec: ArchSpec, layout: Layout, backend: Backend, tokens: float) -> float:
+    """Live bytes while one layer runs backward: its gradients, and recomputed activations."""
+    h, tp = spec.hidden, layout.tp
+    width = spec.ffn_hidden if spec.moe is None else spec.moe.ffn_hidden
+    gate = spec.mlp_matrices - 1
+    gradients = 2.0 * spec.mlp_matrices * width / tp * tokens + 2.0 * gate * h * width / tp
+    if layout.recompute == "full":
+        sp = tp if layout.sequence_parallel else 1
+        gradients += tokens * _saved_without_recompute(spec, layout, backend, sp)
+        if not layout.flash:
+            gradients += tokens * backend.scores_bytes * spec.heads * layout.seq_len / tp
+    return gradients
+
+
+def _padded_vocab(spec: ArchSpec, tp: int) -> float:
+    """Vocabulary rows per rank; Megatron pads to a multiple of 128*tp."""
+    if tp == 1:
+        return float(spec.vocab)
+    return float(-(-spec.vocab // (128 * tp)) * 128)
+
+
+def _stage_params(
+    sums: ModelSums, spec: ArchSpec, layout: Layout, stage: int
+) -> tuple[float, float]:
+    """Parameters a rank of the stage holds: (all, of them in experts)."""
+    tp, ep, pp = layout.tp, layout.ep, layout.pp
+    counts = stage_layers(spec.layers, pp)
+    first = sum(counts[:stage])
+    held = sums.held_by_layers(first, counts[stage], tp, ep)
+    experts = 0.0
+    if sums.moe is not None:
+        moe_layers = max(0, first + counts[stage] - max(first, sums.dense_layers))
+        experts = moe_layers * sums.moe.experts / (tp * ep)
+    rows = _padded_vocab(spec, tp) * spec.hidden
+    if stage == 0:
+        held += rows + sums.positions
+    if stage == pp - 1:
+        held += sums.final_norm
+        if not sums.tied or pp > 1:
+            held += rows
+    return held, experts
+
+
+def stage_memory(
+    spec: ArchSpec, layout: Layout, cluster: Cluster, backend: Backend, stage: int
+) -> StageMemory:
+    """Memory of one rank of one pipeline stage."""
+    sums = model_sums(spec)
+    held, experts = _stage_params(sums, spec, layout, stage)
+    weights, gradients, optimizer = _states(layout, backend, held, experts)
+    layers = stage_layers(spec.layers, layout.pp)[stage]
+    tokens = layout.micro_batch * layout.seq_len / layout.cp
+    saved = saved_bytes_per_token(spec, layout, backend) * tokens
+    activations = saved * layers * in_flight(layout, stage)
+    sp = layout.tp if layout.sequence_parallel else 1
+    boundary = 2.0 * spec.hidden * tokens / sp
+    buffers = backend.stage_buffers * boundary * in_flight(layout, stage) if layout.pp > 1 else 0.0
+    logits = 0.0
+    if stage == layout.pp - 1:
+        rows = _padded_vocab(spec, layout.tp)
+        logits = backend.logits_bytes * rows * tokens
+    gathered = 0.0
+    if layout.zero_stage == 3 and layout.shard_size > 1:
+        gathered = 2.0 * 2.0 * sums.largest_layer / layout.tp
+    workspace = _layer_workspace(spec, layout, backend, tokens)
+    temporaries = 4.0 * optimizer / max(backend.optimizer_bytes, 1.0)
+    allocated = weights + gradients + optimizer + activations + max(logits, workspace) + gathered
+    return StageMemory(
+        stage=stage,
+        layers=layers,
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=activations,
+        logits=logits,
+        workspace=workspace,
+        gathered_layers=gathered,
+        comm_buffers=buffers,
+        optimizer_temporaries=temporaries,
+        fragmentation=backend.fragmentation * allocated,
+        overhead=backend.context_gib * GIB,
+    )
+
+
+def _states(
+    layout: Layout, backend: Backend, held: float, experts: float
+) -> tuple[float, float, float]:
+    """Bytes of weights, gradients and optimizer states after ZeRO and offload."""
+    shard = layout.shard_size
+    expert_shard = max(1.0, shard / layout.ep)
+    divided = (held - experts) / shard + experts / expert_shard
+    zero = layout.zero_stage
+    weights = backend.weight_bytes * (divided if zero >= 3 else held)
+    if backend.fp32_shard and zero == 2:
+        # grad_op: fp32 shards plus a whole bf16 copy that stays gathered after the forward pass
+        weights = backend.weight_bytes * divided + 2.0 * held
+    gradients = backend.grad_bytes * (divided if zero >= 2 else held)
+    optimizer = backend.optimizer_bytes * (divided if zero >= 1 else held)
+    if layout.offload != "none":
+        optimizer = 0.0
+        gradients = 2.0 * divided if zero < 2 else 0.0
+    if layout.offload == "optimizer+params":
+        weights = 0.0
+    return weights, gradients, optimizer
+
+
+def _host_bytes(spec: ArchSpec, layout: Layout, cluster: Cluster) -> float:
+    """CPU bytes per node with offload: DeepSpeed's estimators (stage_1_and_2.py, stage3.py)."""
+    if layout.offload == "none":
+        return 0.0
+    params = float(model_sums(spec).total)
+    per_node = min(cluster.gpus_per_node, layout.world_size)
+    nodes = -(-layout.world_size // cluster.gpus_per_node)
+    if layout.zero_stage < 3:
+        return params * max(4.0 * per_node, 16.0 / nodes) * 1.5
+    bytes_per_param = 18.0 if layout.offload == "optimizer+params" else 16.0
+    return bytes_per_param * params / nodes * 1.5
+
+
+def estimate_memory(
+    spec: ArchSpec, layout: Layout, cluster: Cluster, backend: Backend
+) -> MemoryEstimate:
+    """Memory of every stage of a layout."""
+    stages = tuple(stage_memory(spec, layout, cluster, backend, i) for i in range(layout.pp))
+    return MemoryEstimate(stages, _host_bytes(spec, layout, cluster), 0.0)
+
+
+def peak_bytes(spec: ArchSpec, layout: Layout, cluster: Cluster, backend: Backend) -> float:
+    """``estimate_memory(...).peak`` from the stages that can hold it (fast)."""
+    first = stage_memory(spec, layout, cluster, backend, 0).total
+    if layout.pp == 1:
+        return first
+    second = stage_memory(spec, layout, cluster, backend, 1).total
+    return max(first, second, stage_memory(spec, layout, cluster, backend, layout.pp - 1).total)

@@ -1,0 +1,289 @@
+"""Seconds of one optimizer step: operators, exposed communication, pipeline bubble, optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastllm_planner.arch import ArchSpec
+from fastllm_planner.backends import Backend
+from fastllm_planner.communication import (
+    all_reduce_seconds,
+    all_to_all_seconds,
+    gather_seconds,
+    group,
+    send_seconds,
+)
+from fastllm_planner.flops import hardware_flops_per_token, model_flops_per_token
+from fastllm_planner.hardware import Cluster
+from fastllm_planner.kernels import LayerTime, layer_time_of
+from fastllm_planner.layout import Layout
+from fastllm_planner.memory import stage_layers
+from fastllm_planner.model_sums import model_sums
+from fastllm_planner.profile import Profile
+
+DEFAULT_PROFILE = Profile()
+# Slower steps with more nodes: stragglers and jitter. dgxc: 1-3 % from 1 to 256 nodes.
+JITTER_PER_DOUBLING = 0.002
+# Bytes the optimizer moves per parameter it owns: gradient 4, master+moments read and written 24,
+# bf16 weight written 2.
+OPTIMIZER_BYTES_MOVED = 30.0
+
+
+@dataclass(frozen=True)
+class StepEstimate:
+    """Seconds by cause; they add up to ``total``. Communication is what is *not* hidden.
+
+    ``low``/``high`` bound ``total`` by the profile's spread.
+    """
+
+    compute: float
+    recompute: float
+    tp_comm: float
+    cp_comm: float
+    ep_comm: float
+    pp_comm: float
+    dp_comm: float
+    bubble: float
+    optimizer: float
+    offload: float
+    overhead: float
+    total: float
+    low: float
+    high: float
+    tokens_per_step: float
+    devices: int
+    model_tflops_full: float
+    model_tflops_causal: float
+    hardware_tflops: float
+    peak_tflops: float
+
+    @property
+    def tokens_per_s_per_gpu(self) -> float:
+        return self.tokens_per_step / self.total / self.devices
+
+    def mfu(self, convention: str = "full") -> float:
+        """Model FLOPs per second over the bf16 (V100: fp16) dense datasheet peak, 0 to 1."""
+        causal = convention == "causal"
+        return (self.model_tflops_causal if causal else self.model_tflops_full) / self.peak_tflops
+
+
+@dataclass(frozen=True)
+class _Micro:
+    """Seconds of one micro-batch on the slowest stage, and of all stages together."""
+
+    forward: float
+    backward: float
+    recompute: float
+    tp: float
+    cp: float
+    ep: float
+    zero3: float
+    head: float
+    overhead: float
+    layers: int
+
+    @property
+    def layer_part(self) -> float:
+        parts = (self.forward, self.backward, self.recompute, self.tp, self.cp, self.ep)
+        return sum(parts) + self.zero3 + self.overhead
+
+
+def _recomputed(layout: Layout, t: LayerTime) -> float:
+    """Extra forward seconds per layer."""
+    if layout.recompute == "full":
+        return t.forward * layout.recompute_share
+    if layout.recompute == "selective":
+        return t.attention_fwd * layout.recompute_share
+    return 0.0
+
+
+def _tp_seconds(spec: ArchSpec, layout: Layout, cluster: Cluster, backend: Backend) -> float:
+    """Exposed tensor-parallel communication of one layer, forward and backward."""
+    if layout.tp == 1:
+        return 0.0
+    g = group(cluster, layout.tp, 1)
+    size = 2.0 * layout.micro_batch * layout.seq_len / layout.cp * spec.hidden
+    passes = 4.0 + (2.0 if layout.recompute == "full" else 0.0)
+    seconds = passes * all_reduce_seconds(g, size)
+    if layout.sequence_parallel:
+        # backward gathers the norm outputs again: one all-gather per linear block
+        seconds += 2.0 * gather_seconds(g, size)
+    return seconds * (1.0 - backend.tp_overlap)
+
+
+def _cp_seconds(spec: ArchSpec, layout: Layout, cluster: Cluster, t: LayerTime) -> float:
+    """Ring attention: k and v travel c-1 times forward, with gradients backward."""
+    if layout.cp == 1:
+        return 0.0
+    g = group(cluster, layout.cp, layout.tp)
+    size = 2.0 * layout.micro_batch * layout.seq_len * 2.0 * spec.kv_size / layout.tp
+    forward = gather_seconds(g, size)
+    backward = 2.0 * gather_seconds(g, size)
+    return max(0.0, forward - t.attention_fwd) + max(0.0, backward - t.attention_bwd)
+
+
+def _ep_seconds(spec: ArchSpec, layout: Layout, cluster: Cluster) -> float:
+    """Dispatch and combine, forward and backward, of one MoE layer."""
+    moe = spec.moe
+    if moe is None or layout.ep == 1:
+        return 0.0
+    g = group(cluster, layout.ep, layout.tp)
+    tokens = layout.micro_batch * layout.seq_len / layout.cp / layout.tp
+    size = 2.0 * tokens * moe.active_experts * spec.hidden
+    share = 1.0 - min(moe.first_dense_layers, spec.layers) / spec.layers
+    return 4.0 * all_to_all_seconds(g, size) * share
+
+
+def _zero3_seconds(
+    spec: ArchSpec, layout: Layout, cluster: Cluster, backend: Backend, busy: float
+) -> float:
+    """Exposed gathers (forward, backward) and gradient scatter of one layer and micro-batch."""
+    if layout.zero_stage < 3 or layout.shard_size == 1:
+        return 0.0
+    g = group(cluster, layout.shard_size, layout.tp)
+    sums = model_sums(spec)
+    params = (sums.total - sums.embedding - sums.head) / spec.layers / layout.tp
+    seconds = 2.0 * gather_seconds(g, 2.0 * params)
+    seconds += gather_seconds(g, backend.grad_reduce_bytes * params)
+    return max(seconds - backend.zero3_overlap * busy, (1 - backend.zero3_overlap) * seconds)
+
+
+def _micro_batch(
+    spec: ArchSpec, layout: Layout, cluster: Cluster, backend: Backend, profile: Profile
+) -> _Micro:
+    t = layer_time_of(spec, layout, cluster.gpu, backend)
+    layers = max(stage_layers(spec.layers, layout.pp))
+    busy = (t.forward + t.backward) * profile.compute
+    comm = profile.communication
+    launch = backend.layer_overhead_us * 1e-6
+    floor = max(0.0, launch * 3 - busy) if cluster.gpu.architecture != "cpu" else 0.0
+    return _Micro(
+        forward=layers * t.forward * profile.compute,
+        backward=layers * t.backward * profile.compute,
+        recompute=layers * _recomputed(layout, t) * profile.compute,
+        tp=layers * _tp_seconds(spec, layout, cluster, backend) * comm,
+        cp=layers * _cp_seconds(spec, layout, cluster, t) * comm,
+        ep=layers * _ep_seconds(spec, layout, cluster) * comm,
+        zero3=layers * _zero3_seconds(spec, layout, cluster, backend, busy) * comm,
+        head=t.head * profile.compute,
+        overhead=layers * floor,
+        layers=layers,
+    )
+
+
+def _pipeline_sends(spec: ArchSpec, layout: Layout, cluster: Cluster, backend: Backend) -> float:
+    """Exposed point-to-point seconds per micro-batch (forward and backward, every chunk)."""
+    if layout.pp == 1:
+        return 0.0
+    size = 2.0 * layout.micro_batch * layout.seq_len / layout.cp * spec.hidden
+    if layout.sequence_parallel:
+        size /= layout.tp
+    inside = layout.dp * layout.tp * layout.cp * 2 <= cluster.gpus_per_node
+    seconds = 2.0 * send_seconds(cluster, size, same_node=inside) * layout.virtual_stages
+    return seconds * (1.0 - backend.pp_overlap)
+
+
+def _dp_seconds(
+    spec: ArchSpec, layout: Layout, cluster: Cluster, backend: Backend, window: float
+) -> float:
+    """Gradient reduction and (ZeRO-1/2) parameter gathering that ``window`` seconds do not hide."""
+    ranks = layout.dp * layout.cp
+    if ranks == 1 or layout.zero_stage >= 3:
+        return 0.0
+    sums = model_sums(spec)
+    params = (sums.total - sums.embedding - sums.head) / layout.pp / layout.tp
+    params += (sums.embedding + (0 if sums.tied else sums.head)) / layout.tp / min(layout.pp, 2)
+    reduce_group = group(cluster, ranks, layout.tp)
+    grads = backend.grad_reduce_bytes * params
+    if layout.zero_stage == 0:
+        seconds = all_reduce_seconds(reduce_group, grads)
+    else:
+        shard_group = group(cluster, layout.shard_size, layout.tp)
+        seconds = gather_seconds(reduce_group, grads) + gather_seconds(shard_group, 2.0 * params)
+        if layout.shard_size < ranks:
+            seconds += gather_seconds(reduce_group, grads)
+    hidden = backend.dp_overlap * min(seconds, window)
+    return seconds - hidden
+
+
+def _optimizer_seconds(
+    spec: ArchSpec, layout: Layout, cluster: Cluster, backend: Backend
+) -> tuple[float, float]:
+    """Seconds of the update on the device, and of host work and transfers with offload."""
+    sums = model_sums(spec)
+    shard = layout.shard_size if layout.zero_stage >= 1 else 1
+    owned = sums.total / layout.tp / layout.pp / shard
+    device = cluster.gpu
+    if layout.offload == "none":
+        return OPTIMIZER_BYTES_MOVED * owned / (device.memory_bandwidth * 0.7), 0.0
+    per_node = min(cluster.gpus_per_node, layout.world_size)
+    # CPU-Adam streams ~28 B per parameter through DRAM (~150 GB/s per node, prior)
+    host = 28.0 * owned * per_node / 150e9
+    moved = 2.0 * owned + 2.0 * owned
+    if layout.offload == "optimizer+params":
+        moved += 2 * 2.0 * sums.total / layout.tp / layout.pp * layout.micro_batches
+    return 0.0, host + moved / device.host_bandwidth
+
+
+def estimate_step(
+    spec: ArchSpec,
+    layout: Layout,
+    cluster: Cluster,
+    backend: Backend,
+    profile: Profile | None = None,
+) -> StepEstimate:
+    """Seconds of one optimizer step and what they are made of."""
+    profile = profile or DEFAULT_PROFILE
+    micro = _micro_batch(spec, layout, cluster, backend, profile)
+    m, p, v = layout.micro_batches, layout.pp, layout.virtual_stages
+    sends = _pipeline_sends(spec, layout, cluster, backend) * profile.communication
+    slowest = micro.layer_part + micro.head + sends
+    mean = micro.layer_part * spec.layers / (micro.layers * p) + micro.head / p + sends
+    bubble = (p - 1) * mean / v
+    window = (micro.forward + micro.backward) * (1.0 if p == 1 else 0.7)
+    dp = _dp_seconds(spec, layout, cluster, backend, window / profile.communication)
+    dp *= profile.communication
+    optimizer, offload = _optimizer_seconds(spec, layout, cluster, backend)
+    overhead = m * micro.overhead + backend.step_overhead_ms * 1e-3
+    nodes = max(1, cluster.nodes)
+    jitter = 1.0 + JITTER_PER_DOUBLING * (nodes - 1).bit_length()
+    busy = m * slowest + bubble + dp + optimizer + offload + backend.step_overhead_ms * 1e-3
+    total = busy * jitter
+    overhead += busy * (jitter - 1.0)
+    tokens = float(layout.global_batch * layout.seq_len)
+    per_device = tokens / layout.world_size / total / 1e12
+    peak_dtype = "bf16" if cluster.gpu.supports("bf16") else "fp16"
+    return StepEstimate(
+        compute=m * (micro.forward + micro.backward + micro.head),
+        recompute=m * micro.recompute,
+        tp_comm=m * micro.tp,
+        cp_comm=m * micro.cp,
+        ep_comm=m * micro.ep,
+        pp_comm=m * sends,
+        dp_comm=dp + m * micro.zero3,
+        bubble=bubble,
+        optimizer=optimizer,
+        offload=offload,
+        overhead=overhead,
+        total=total,
+        low=total * (1.0 - profile.spread),
+        high=total * (1.0 + profile.spread),
+        tokens_per_step=tokens,
+        devices=layout.world_size,
+        model_tflops_full=model_flops_per_token(spec, layout.seq_len) * per_device,
+        model_tflops_causal=model_flops_per_token(spec, layout.seq_len, "causal") * per_device,
+        hardware_tflops=hardware_flops_per_token(spec, layout.seq_len, layout.recompute)
+        * per_device,
+        peak_tflops=cluster.gpu.peak(peak_dtype),
+    )
+
+
+def step_seconds(
+    spec: ArchSpec,
+    layout: Layout,
+    cluster: Cluster,
+    backend: Backend,
+    profile: Profile | None = None,
+) -> float:
+    """``estimate_step(...).total``: what a search ranks by."""
+    return estimate_step(spec, layout, cluster, backend, profile).total
