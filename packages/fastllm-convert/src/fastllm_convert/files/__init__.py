@@ -1,0 +1,1 @@
+"""Readers and writers of file formats. Every file is untrusted: checked before it is used."""
