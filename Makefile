@@ -10,13 +10,16 @@ FASTLLM_CUDA ?= OFF
 JOBS ?= 2
 
 BIN := $(VENV)/bin
+ACTIVATE := PATH="$(abspath $(BIN)):$$PATH"
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PACKAGES := planner data convert train
 NATIVE_SOURCES := CMakeLists.txt pyproject.toml $(shell find cpp cmake -type f -not -name '*.md' -not -path '*__pycache__*' 2>/dev/null)
 PROJECTS := $(PACKAGES:%=packages/fastllm-%/pyproject.toml)
 
+ctest = export $(ACTIVATE) && cmake --preset $(1) && cmake --build --preset $(1) -j $(JOBS) && ctest --preset $(1)
+
 .DEFAULT_GOAL := help
-.PHONY: help install test lint format quickstart test-cpp test-asan test-emulate bench gpu-check clean distclean
+.PHONY: help install test lint format quickstart test-cpp test-asan test-cuda test-emulate bench gpu-check clean distclean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,20 +63,23 @@ install: $(VENV)/.stamp-packages  ## .venv with the four tools and the native co
 # --- the two commands ----------------------------------------------------------------------------
 
 quickstart: $(VENV)/.stamp-packages $(VENV)/.stamp-quickstart  ## the five steps for real, about 5 minutes on 2 cores
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python examples/quickstart/run.py $(ARGS)
+	$(ACTIVATE) $(BIN)/python examples/quickstart/run.py $(ARGS)
 
 test: $(VENV)/.stamp-test $(VENV)/.stamp-lint  ## every test: Python, C++, C++ under ASan/UBSan, emulated kernels, lint
-	$(MAKE) --no-print-directory lint test-cpp test-asan test-emulate
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(MAKE) --no-print-directory lint test-cpp test-asan test-emulate $(if $(shell command -v nvcc),test-cuda)
+	$(ACTIVATE) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-cpp: $(VENV)/.stamp-test  ## C++ unit tests (ctest)
-	PATH="$(abspath $(BIN)):$$PATH" cmake --workflow --preset cpu
+	$(call ctest,cpu)
 
 test-asan: $(VENV)/.stamp-test  ## C++ unit tests under AddressSanitizer and UBSan
-	PATH="$(abspath $(BIN)):$$PATH" cmake --workflow --preset asan
+	$(call ctest,asan)
+
+test-cuda: $(VENV)/.stamp-test  ## compile the CUDA kernels for sm_80 and sm_90 (needs nvcc, no GPU)
+	$(call ctest,cuda)
 
 test-emulate: $(VENV)/.stamp-test  ## CUDA kernels, as source, on the CPU under the checking emulator
-	PATH="$(abspath $(BIN)):$$PATH" cmake --workflow --preset emulate
+	$(call ctest,emulate)
 
 # --- the rest ------------------------------------------------------------------------------------
 
@@ -82,7 +88,7 @@ lint: $(VENV)/.stamp-lint  ## ruff, pyright, clang-format, import directions
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'cpp/*.hpp' 'cpp/*.cpp' 'cpp/*.cu' 'cpp/*.cuh' 'cpp/*.h' | grep -v third_party)
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/lint-imports --no-cache
+	$(ACTIVATE) $(BIN)/lint-imports --no-cache
 
 format: $(VENV)/.stamp-lint  ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff check --fix .
@@ -90,10 +96,10 @@ format: $(VENV)/.stamp-lint  ## rewrite the sources as `make lint` wants them
 	$(BIN)/clang-format -i $$(git ls-files 'cpp/*.hpp' 'cpp/*.cpp' 'cpp/*.cu' 'cpp/*.cuh' 'cpp/*.h' | grep -v third_party)
 
 bench: $(VENV)/.stamp-test  ## the benchmarks that run on a CPU; results on stdout
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python benchmarks/run.py $(ARGS)
+	$(ACTIVATE) $(BIN)/python benchmarks/run.py $(ARGS)
 
 gpu-check: $(VENV)/.stamp-test  ## the tests that need an NVIDIA GPU (skip with a reason elsewhere)
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m gpu -rs $(ARGS)
+	$(ACTIVATE) $(BIN)/python -m pytest -m gpu -rs $(ARGS)
 
 clean:  ## build trees and caches; keeps .venv and runs/
 	rm -rf build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
