@@ -17,6 +17,8 @@ from typing import Any
 from fastllm_planner.arch import families
 from fastllm_planner.arch.spec import ArchError, ArchSpec, as_table
 
+MAX_CONFIG_BYTES = 16 << 20
+
 
 @cache
 def family_modules() -> dict[str, ModuleType]:
@@ -46,10 +48,15 @@ def read_hf_config(path: Path) -> ArchSpec:
     """A ``config.json`` file (or a folder that holds one) → spec."""
     file = path / "config.json" if path.is_dir() else path
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        size = file.stat().st_size
+        text = file.read_bytes() if size <= MAX_CONFIG_BYTES else None
     except OSError as error:
         raise ArchError(f"cannot read {file}: {error.strerror}") from error
-    except ValueError as error:
+    if text is None:
+        raise ArchError(f"{file} is larger than any config.json ({MAX_CONFIG_BYTES} bytes)")
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ArchError(f"{file} is not JSON: {error}") from error
     config = as_table(raw)
     if config is None:

@@ -12,16 +12,7 @@ from fastllm_planner import __version__
 # Verb → one-line help. The module is ``fastllm_planner.cli.<verb>``, its command is ``command``;
 # the line stands here too so that the group's help imports no verb (a test keeps them equal).
 VERBS: dict[str, str] = {
-    "plan": "Find the fastest strategy that fits.",
-    "estimate": "Memory and time of one given layout.",
     "classic": "The classic calculator: size, memory, ZeRO, days.",
-    "models": "List the known models, or show one.",
-    "gpus": "List the known GPUs.",
-    "tflops": "TFLOPs of a finished run, by convention.",
-    "calibrate": "Fit this cluster's efficiency from metrics.jsonl.",
-    "validate": "Score the planner against measured runs.",
-    "report": "Write a plan as one self-contained HTML page.",
-    "serve": "The same page, live on 127.0.0.1.",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastllm_planner.arch.hf_fields import decoder_fields, decoder_to_hf
+from fastllm_planner.arch.hf_fields import decoder_fields, decoder_to_hf, read_flag
 from fastllm_planner.arch.spec import ArchSpec
 
 FAMILY = "llama"
@@ -14,13 +14,13 @@ MODEL_TYPES = ("llama",)
 
 def from_hf(config: Mapping[str, Any]) -> ArchSpec:
     """``config.json`` of a ``LlamaForCausalLM`` → spec. ``attention_bias`` biases q, k, v and o."""
-    bias = bool(config.get("attention_bias", False))
+    bias = read_flag(config, "attention_bias", False)
     return ArchSpec(
         family=FAMILY,
         **decoder_fields(config, norm_eps=1e-6, vocab=32_000, max_seq_len=2048),
         qkv_bias=bias,
         attention_out_bias=bias,
-        mlp_bias=bool(config.get("mlp_bias", False)),
+        mlp_bias=read_flag(config, "mlp_bias", False),
     )
 
 
