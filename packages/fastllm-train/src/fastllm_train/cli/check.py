@@ -1,0 +1,58 @@
+"""``fastllm-train check``: is a config sound, and what does it lead to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastllm_train.cli.app import verb
+
+
+@verb("check", "fastllm-train check configs/quickstart.toml parallel.dp=4")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def command(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Check CONFIG as ``run`` would, start nothing, and show what it resolves to: parameters,
+    layout, batch and the generated DeepSpeed configuration."""
+    from fastllm_train.config import load_config
+    from fastllm_train.refusals import refuse
+    from fastllm_train.summary import summarise
+
+    settings = load_config(config, overrides)
+    spec = settings.model.resolve()
+    refuse(settings, spec)
+    summary = summarise(settings, spec)
+    if as_json:
+        click.echo(json.dumps(summary))
+        return
+    click.echo(_text(summary))
+
+
+def _text(summary: dict[str, Any]) -> str:
+    parallel, batch = summary["parallel"], summary["batch"]
+    sizes = " × ".join(f"{name} {parallel[name]}" for name in ("dp", "tp", "pp", "cp"))
+    zero = f"{summary['zero_stage']}"
+    if summary["zero_note"]:
+        zero += f" (asked for {parallel['zero_stage']}: {summary['zero_note']})"
+    rows = [
+        ("model", f"{summary['arch']['family']}, {summary['params']:,} parameters"),
+        ("processes", f"{summary['world_size']} = {sizes}"),
+        ("ZeRO stage", zero),
+        ("offload, recompute", f"{parallel['offload']}, {parallel['recompute']}"),
+        (
+            "batch",
+            f"{batch['global']} sequences of {batch['seq_len']} tokens = "
+            f"{summary['tokens_per_step']:,} tokens a step; "
+            f"{summary['accumulation']} × {batch['micro']} per device",
+        ),
+        ("steps", f"{summary['steps']:,} = {summary['tokens']:,} tokens"),
+        ("FLOPs per token", f"{summary['flops_per_token_full']:.4g} (model, full attention)"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    settings = json.dumps(summary["deepspeed_config"], indent=2)
+    return "\n".join([*lines, "DeepSpeed configuration", settings])

@@ -1,0 +1,164 @@
+"""What is trained on ([data]) and in which order.
+
+The order is a pure function of (seed, consumed samples): step after step takes the next
+``batch.global`` samples of one seeded shuffle, and the layout only says which rank reads which of
+them. So the samples of a step are the same for any data-parallel size, and resuming at any point
+costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastllm_train.errors import UserError
+
+if TYPE_CHECKING:
+    from fastllm_train.layout import BatchConfig
+
+Sample = dict[str, NDArray[np.generic]]
+FIELDS = ("tokens", "labels", "loss_mask", "position_ids")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """``paths``: one prefix, or weight, prefix, weight, prefix, … of indexed datasets.
+
+    ``source`` "synthetic" needs no files: sequences that a model can learn, made from ``seed``
+    (for benchmarks and for trying out a layout).
+    """
+
+    source: Literal["indexed", "synthetic"] = "indexed"
+    paths: tuple[str, ...] = ()
+    split: str = "949,50,1"
+    tokenizer: str = ""
+    seed: int = 1234
+    cache_dir: str = ""
+
+    def __post_init__(self) -> None:
+        if self.source == "synthetic" and self.paths:
+            raise UserError('data.source="synthetic" takes no data.paths')
+        if self.seed < 0:
+            raise UserError(f"data.seed={self.seed} is negative")
+
+
+class SampleSource(Protocol):
+    """A fixed sequence of samples: item ``i`` never changes."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """Arrays of FIELDS, each [seq_len]."""
+        ...
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward pass. ``tokens``, ``labels``, ``position_ids`` int64 and ``loss_mask`` float32,
+    each [micro, seq_len]."""
+
+    tokens: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    loss_mask: NDArray[np.float32]
+    position_ids: NDArray[np.int64]
+
+
+class SyntheticSamples:
+    """Sequences x[t+1] = (a*x[t] + b) mod vocab with a, b drawn per sample from a few values.
+
+    The next token follows from the last two, so the loss falls well below ln(vocab).
+    """
+
+    def __init__(self, count: int, seq_len: int, vocab: int, seed: int) -> None:
+        self._count, self._seq_len, self._vocab, self._seed = count, seq_len, vocab, seed
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        draw = np.random.default_rng((self._seed, index))
+        factor, shift = (int(draw.integers(1, 4)), int(draw.integers(1, 4)))
+        walk = np.empty(self._seq_len + 1, dtype=np.int64)
+        walk[0] = draw.integers(self._vocab)
+        for t in range(self._seq_len):
+            walk[t + 1] = (factor * walk[t] + shift) % self._vocab
+        return {
+            "tokens": walk[:-1],
+            "labels": walk[1:],
+            "loss_mask": np.ones(self._seq_len, dtype=np.float32),
+            "position_ids": np.arange(self._seq_len, dtype=np.int64),
+        }
+
+
+def rank_samples(consumed: int, batch: BatchConfig, dp: int, dp_rank: int) -> list[range]:
+    """Sample indices of one rank for the step that starts at ``consumed``: one range a micro-batch.
+
+    Micro-batch ``m`` of rank ``r`` holds samples ``consumed + (m*dp + r)*micro`` and on, so the
+    ranks together take exactly ``consumed … consumed + global - 1``.
+    """
+    starts = (
+        consumed + (index * dp + dp_rank) * batch.micro for index in range(batch.accumulation(dp))
+    )
+    return [range(start, start + batch.micro) for start in starts]
+
+
+def read_step(
+    source: SampleSource, consumed: int, batch: BatchConfig, dp: int, dp_rank: int, vocab: int
+) -> list[MicroBatch]:
+    """One rank's micro-batches of a step. ``UserError`` for a token outside the vocabulary."""
+    return [
+        _stack([source[i] for i in part], vocab)
+        for part in rank_samples(consumed, batch, dp, dp_rank)
+    ]
+
+
+def _stack(samples: Sequence[Sample], vocab: int) -> MicroBatch:
+    tokens, labels, loss_mask, position_ids = (
+        np.stack([sample[name] for sample in samples]) for name in FIELDS
+    )
+    largest = int(max(tokens.max(), labels.max()))
+    if largest >= vocab or min(tokens.min(), labels.min()) < 0:
+        raise UserError(
+            f"the data holds token {largest}, the model's vocabulary has {vocab} entries",
+            hint="train with the tokenizer that the data was made with, or set the model's vocab",
+        )
+    return MicroBatch(
+        tokens.astype(np.int64, copy=False),
+        labels.astype(np.int64, copy=False),
+        loss_mask.astype(np.float32, copy=False),
+        position_ids.astype(np.int64, copy=False),
+    )
+
+
+def open_training_data(
+    config: DataConfig, batch: BatchConfig, *, steps: int, vocab: int
+) -> SampleSource:
+    """The training samples of a run of ``steps`` steps."""
+    count = steps * batch.global_size
+    if config.source == "synthetic":
+        return SyntheticSamples(count, batch.seq_len, vocab, config.seed)
+    if not config.paths:
+        raise UserError(
+            "data.paths is empty",
+            hint='name a dataset prefix (fastllm-data tokenize), or set data.source="synthetic"',
+        )
+    from fastllm_data import build_datasets
+
+    train, _, _ = build_datasets(
+        list(config.paths),
+        config.split,
+        batch.seq_len,
+        (count, 0, 0),
+        config.seed,
+        cache_dir=Path(config.cache_dir) if config.cache_dir else None,
+    )
+    if train is None or len(train) < count:
+        raise UserError(f"the training split of {', '.join(config.paths)} holds no samples")
+    return train

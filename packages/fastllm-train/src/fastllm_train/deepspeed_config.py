@@ -1,0 +1,51 @@
+"""The DeepSpeed configuration of a run: generated, shown by ``check``, never written by hand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastllm_train.config import Config
+
+
+def effective_zero_stage(config: Config) -> tuple[int, str]:
+    """The ZeRO stage that DeepSpeed gets, and why it is not the one asked for ("" if it is).
+
+    DeepSpeed 0.19 runs bf16 without ZeRO through ``FP16_UnfusedOptimizer``, whose set-up calls
+    ``optimizer.step()`` once on zero gradients: Adam's step count starts at 1 and weight decay is
+    applied before any data. ZeRO-1 keeps the same arithmetic and has no such step.
+    """
+    stage = config.parallel.zero_stage
+    if stage == 0 and config.precision.dtype == "bf16":
+        return (
+            1,
+            "DeepSpeed's bf16 optimizer without ZeRO takes a step at set-up",
+        )
+    return stage, ""
+
+
+def deepspeed_config(config: Config) -> dict[str, Any]:
+    """The dictionary given to ``deepspeed.initialize``. The optimizer itself is torch's, ours."""
+    stage, _ = effective_zero_stage(config)
+    parallel, batch = config.parallel, config.batch
+    zero: dict[str, Any] = {"stage": stage}
+    if stage == 3:
+        # Small tensors (norm weights) stay whole; fetching them costs more than storing them.
+        zero["stage3_param_persistence_threshold"] = 10_000
+        zero["stage3_gather_16bit_weights_on_model_save"] = False
+    if parallel.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
+    if parallel.offload == "optimizer+params":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": False}
+    return {
+        "train_batch_size": batch.global_size,
+        "train_micro_batch_size_per_gpu": batch.micro,
+        "gradient_accumulation_steps": batch.accumulation(parallel.dp),
+        "gradient_clipping": config.optim.clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": config.precision.dtype == "bf16"},
+        "steps_per_print": 2**31 - 1,
+        "wall_clock_breakdown": False,
+    }

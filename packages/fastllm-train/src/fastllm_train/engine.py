@@ -1,0 +1,46 @@
+"""What the loop needs of a training engine; DeepSpeed is behind it in ``engine_deepspeed``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from fastllm_train.data import MicroBatch
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """One optimizer step, the same on every rank.
+
+    ``loss``: token-weighted mean over the global batch, nats. ``grad_norm``: global 2-norm before
+    clipping. ``stop``: some rank asked to stop. ``phase_s``: this rank's seconds by phase.
+    """
+
+    loss: float
+    grad_norm: float
+    stop: bool
+    phase_s: Mapping[str, float] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """A model under training on this rank. Every method is collective: all ranks call it."""
+
+    def train_step(self, batches: Sequence[MicroBatch], lr: float, *, stop: bool) -> StepOutcome:
+        """Forward, backward and update over this rank's micro-batches of one step."""
+        ...
+
+    def save(self, folder: Path, state: Mapping[str, Any]) -> None:
+        """Write this rank's part of a checkpoint and ``state`` under ``folder``."""
+        ...
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Restore a checkpoint of the same layout; returns the ``state`` it was saved with."""
+        ...
+
+    def master_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(canonical name, whole fp32 tensor on CPU), in the model's order, on every rank."""
+        ...

@@ -1,0 +1,68 @@
+"""The optimizer ([optim]): AdamW or SGD over two parameter groups, with and without decay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from fastllm_train.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """``weight_decay`` is decoupled (Loshchilov & Hutter 2017, arXiv:1711.05101) and acts on
+    matrices only. ``clip`` bounds the global 2-norm of the gradient; 0 turns clipping off."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 3e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise UserError(f"optim.lr={self.lr} is not positive")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"optim.{name}={getattr(self, name)} is not in [0, 1)")
+        for name in ("eps", "weight_decay", "clip"):
+            if getattr(self, name) < 0:
+                raise UserError(f"optim.{name}={getattr(self, name)} is negative")
+
+
+def decays(shape: tuple[int, ...]) -> bool:
+    """Matrices decay; norm weights and biases (one dimension) do not."""
+    return len(shape) > 1
+
+
+def parameter_groups(
+    named: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Two groups, in the model's order: decayed first. An empty group is left out."""
+    decayed: list[torch.nn.Parameter] = []
+    plain: list[torch.nn.Parameter] = []
+    for _, param in named:
+        # Under ZeRO-3 a parameter is an empty shard; ds_shape is its full shape.
+        shape = tuple(getattr(param, "ds_shape", param.shape))
+        (decayed if decays(shape) else plain).append(param)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """torch's fused AdamW (on CPU it runs at memory speed: docs/train.md), or plain SGD."""
+    import torch
+
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr)
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)

@@ -1,0 +1,73 @@
+"""The folder of a run ([run]): what lies where, and writing a file whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fastllm_train.errors import UserError
+from fastllm_train.toml_text import to_toml
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """``seed`` drives initialisation. ``device`` "auto" takes CUDA when a GPU is visible."""
+
+    out: str = "runs/train"
+    seed: int = 1234
+    device: Literal["cpu", "cuda", "auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.out:
+            raise UserError("run.out is empty", hint="name a folder for the run")
+        if self.seed < 0:
+            raise UserError(f"run.seed={self.seed} is negative")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of docs/architecture.md, "A run's folder"."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.toml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename or a new name in ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write beside ``path``, fsync, rename: a reader sees the old file or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    raw = content.encode("utf-8") if isinstance(content, str) else content
+    with temporary.open("wb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    fsync_folder(path.parent)
+
+
+def write_config(folder: RunFolder, table: Mapping[str, Any]) -> None:
+    """OUT/config.toml, the resolved config."""
+    write_atomically(folder.config, to_toml(table))

@@ -1,0 +1,27 @@
+"""One rank's life: join the job, train, say how it ended, leave."""
+
+from __future__ import annotations
+
+import signal
+
+from fastllm_planner.arch import ArchSpec
+from fastllm_train.config import Config
+from fastllm_train.distributed import Place, join, leave, pick_device
+
+
+def run_rank(config: Config, spec: ArchSpec, place: Place, *, fresh: bool) -> int:
+    """Exit status: 0 trained or saved on SIGTERM, 130 saved on Ctrl-C."""
+    device = pick_device(config.run.device)
+    join(place, device)
+    from fastllm_train.loop import StopRequest, train
+
+    request = StopRequest()
+    request.install()
+    ending = train(config, spec, device, request, fresh=fresh)
+    leave()
+    if place.rank == 0:
+        if ending.stopped:
+            print(f"stopped at step {ending.step}; run the same command again to go on")
+        else:
+            print(f"trained to step {ending.step}; next: fastllm-train report {config.run.out}")
+    return 130 if ending.stopped and request.signal == signal.SIGINT else 0

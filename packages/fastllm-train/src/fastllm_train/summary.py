@@ -1,0 +1,34 @@
+"""What a config resolves to, as plain data (``fastllm-train check``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastllm_planner.arch import ArchSpec, count_params, spec_to_dict
+from fastllm_planner.flops import model_flops_per_token
+from fastllm_train.config import Config, to_table
+from fastllm_train.deepspeed_config import deepspeed_config, effective_zero_stage
+
+
+def summarise(config: Config, spec: ArchSpec) -> dict[str, Any]:
+    """JSON-ready. Assumes that ``refusals.refuse`` let the config pass."""
+    table = to_table(config)
+    stage, note = effective_zero_stage(config)
+    tokens = config.batch.global_size * config.batch.seq_len
+    return {
+        "schema": 1,
+        "config": table,
+        "arch": spec_to_dict(spec),
+        "params": count_params(spec),
+        "parallel": table["parallel"],
+        "batch": table["batch"],
+        "world_size": config.parallel.world_size,
+        "accumulation": config.batch.accumulation(config.parallel.dp),
+        "zero_stage": stage,
+        "zero_note": note,
+        "tokens_per_step": tokens,
+        "steps": config.schedule.steps,
+        "tokens": tokens * config.schedule.steps,
+        "flops_per_token_full": model_flops_per_token(spec, config.batch.seq_len, "full"),
+        "deepspeed_config": deepspeed_config(config),
+    }
