@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from dataclasses import dataclass, fields
 from functools import cache
@@ -21,13 +22,22 @@ class Backend:
     when gathered (FSDP), so the gathered copy comes on top.
 
     Time: ``gemm``: share of the device's measured matmul ceiling that a large GEMM of this stack
-    reaches; ``attention_fwd``/``attention_bwd``: the same for the attention kernel;
-    ``elementwise``: bytes moved outside GEMM and attention, relative to a fully fused layer;
-    overlaps are the share of the communication time that can hide behind compute.
+    reaches; ``attention``: newest flash-attention generation it uses (``hardware/attention.toml``);
+    ``*_bytes``: memory traffic per element of one norm, residual addition, rotary embedding and
+    gated activation, forward (fused: read and write bf16 once; eager rmsnorm: 34 in fp32 steps);
+    ``accumulate_bytes``: bytes moved per parameter and micro-batch to accumulate gradients;
+    ``early_stop``: recomputation ends before the last projection, whose output nobody needs
+    (torch's non-reentrant checkpoint); ``selective``: what selective recomputation repeats:
+    "attention" (Megatron) or "half" of the matrix products and everything between them (torch's
+    per-op policy); ``dp_calls``: collectives per layer and pass when states are gathered after the
+    step (their ring latency grows with the ranks); overlaps: the share of the communication time that can hide
+    behind compute.
     """
 
     name: str
     description: str
+    # regular expression on a run's source and notes that tells this stack ("" for never)
+    detect: str = ""
     # what it can do
     max_zero_stage: int = 3
     tensor_parallel: bool = True
@@ -52,17 +62,24 @@ class Backend:
     stage_buffers: float = 0.0
     flat_copy: float = 0.0
     # time
-    gemm: float = 0.85
-    attention_fwd: float = 0.6
-    attention_bwd: float = 0.5
-    elementwise: float = 1.0
+    gemm: float = 0.92
+    attention: str = "fa3"
+    rmsnorm_bytes: float = 4.0
+    layernorm_bytes: float = 4.0
+    residual_bytes: float = 6.0
+    rope_bytes: float = 4.0
+    gate_bytes: float = 6.0
+    accumulate_bytes: float = 8.0
+    early_stop: bool = False
+    selective: str = "attention"
+    dp_calls: float = 1.0
     memory_efficiency: float = 0.8
     tp_overlap: float = 0.0
     dp_overlap: float = 0.9
     pp_overlap: float = 0.5
     zero3_overlap: float = 0.9
     grad_reduce_bytes: float = 4.0
-    collective_efficiency: float = 0.75
+    collective_efficiency: float = 1.0
     layer_overhead_us: float = 60.0
     step_overhead_ms: float = 20.0
 
@@ -96,3 +113,19 @@ def backend(name: str) -> Backend:
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(backend_names())}"
         raise UserError(f"unknown backend {name!r}", hint=hint)
     return found
+
+
+def detect_backend(text: str, sharding: str, *, flash: bool, pp: int = 1) -> Backend:
+    """The stack behind a published run: by its name in ``text``, else by what it does.
+
+    ``sharding``: the run's own words ("dist-opt(1)", "fsdp2(3)", "1"). Unfused attention means a
+    stack of 2022 or before.
+    """
+    for candidate in _tables().values():
+        if candidate.detect and re.search(candidate.detect, text, re.IGNORECASE):
+            return candidate
+    if not flash:
+        return backend("megatron-deepspeed")
+    if "fsdp" in sharding.lower() and pp == 1:
+        return backend("fsdp")
+    return backend("megatron-fused")

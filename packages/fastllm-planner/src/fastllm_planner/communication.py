@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 from fastllm_planner.hardware import Cluster
 
-# Seconds per ring step: NVLink ~3 us, EFA/IB ~10-30 us (dlcalc hardware.py; SimuMax fits 3-15 us).
-INTRA_LATENCY = 4e-6
-INTER_LATENCY = 12e-6
-# Share of the nominal link that a large message reaches: 8x H200 396-482 of 450 GB/s, 8x B200
-# 735-846 of 900, EFA 74 % per NIC (stas00/ml-engineering network README).
+# A collective costs a fixed time plus its bytes at a rate. From the all-reduce tables of
+# stas00/ml-engineering's network README: 8x B200 (900 GB/s) 51 us at 1 MiB, 115 at 16 MiB, 293 at
+# 64 MiB, 727 at 256 MiB is about 80 us + bytes at 0.82 of the link; half of that per direction.
+# 4 nodes x 8 B200 over EFA: 383 us at 1 MiB, 515 at 16 MiB, 2.3 ms at 256 MiB, plateau 0.74 per NIC.
+INTRA_CALL = 40e-6
+INTER_CALL = 60e-6
+INTER_STEP = 20e-6  # per further node: NCCL gathers and scatters run over rings
 INTRA_EFFICIENCY = 0.82
 INTER_EFFICIENCY = 0.74
-# Bytes at which half of that is reached (8x B200 all-reduce: 255 of 846 GB/s at 16 MiB, 401 at 64).
-INTRA_HALF_BYTES = 4e6
-INTER_HALF_BYTES = 16e6
+SEND_CALL = 15e-6
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,6 @@ def group(cluster: Cluster, size: int, stride: int) -> Group:
     return Group(size, per_node, intra, cluster.network_bandwidth)
 
 
-def _ramp(size_bytes: float, half: float) -> float:
-    return size_bytes / (size_bytes + half)
-
-
 def gather_seconds(g: Group, size_bytes: float) -> float:
     """All-gather (or reduce-scatter, the same volume) of a tensor of ``size_bytes`` in total."""
     if g.size <= 1 or size_bytes <= 0:
@@ -56,20 +52,13 @@ def gather_seconds(g: Group, size_bytes: float) -> float:
     seconds = 0.0
     if g.per_node > 1:
         share = (g.per_node - 1) / g.per_node
-        rate = g.intra * INTRA_EFFICIENCY * _ramp(size_bytes, INTRA_HALF_BYTES)
-        seconds = size_bytes * share / rate + INTRA_LATENCY * (g.per_node - 1)
+        seconds = size_bytes * share / (g.intra * INTRA_EFFICIENCY) + INTRA_CALL
     if g.nodes > 1:
         # A node receives (k-1)/k of the tensor once, through the NICs of all its ranks.
         share = (g.nodes - 1) / g.nodes / g.per_node
-        rate = g.inter * INTER_EFFICIENCY * _ramp(size_bytes, INTER_HALF_BYTES)
-        across = size_bytes * share / rate + INTER_LATENCY * _steps(g.nodes)
-        seconds = max(seconds, across)
+        across = size_bytes * share / (g.inter * INTER_EFFICIENCY)
+        seconds = max(seconds, across + INTER_CALL + INTER_STEP * (g.nodes - 1))
     return seconds
-
-
-def _steps(nodes: int) -> int:
-    """Latency steps of a tree or ring, whichever NCCL would take (it switches to trees)."""
-    return min(nodes - 1, 2 * max(1, (nodes - 1).bit_length()))
 
 
 def all_reduce_seconds(g: Group, size_bytes: float) -> float:
@@ -83,16 +72,15 @@ def all_to_all_seconds(g: Group, bytes_per_rank: float) -> float:
         return 0.0
     outside = (g.size - g.per_node) / g.size
     inside = (g.per_node - 1) / g.size
-    rate_in = g.intra * INTRA_EFFICIENCY * _ramp(bytes_per_rank, INTRA_HALF_BYTES)
-    rate_out = g.inter * INTER_EFFICIENCY * _ramp(bytes_per_rank, INTER_HALF_BYTES)
-    latency = INTRA_LATENCY if g.nodes == 1 else INTER_LATENCY
-    return max(bytes_per_rank * inside / rate_in, bytes_per_rank * outside / rate_out) + latency
+    within = bytes_per_rank * inside / (g.intra * INTRA_EFFICIENCY)
+    across = bytes_per_rank * outside / (g.inter * INTER_EFFICIENCY)
+    return max(within, across) + (INTRA_CALL if g.nodes == 1 else INTER_CALL)
 
 
 def send_seconds(cluster: Cluster, size_bytes: float, *, same_node: bool) -> float:
-    """Point to point. The bandwidth ramp of a lone pair is that of a collective."""
+    """Point to point."""
     if same_node:
         rate = cluster.gpu.peer_bandwidth * INTRA_EFFICIENCY
-        return size_bytes / (rate * _ramp(size_bytes, INTRA_HALF_BYTES)) + INTRA_LATENCY
-    rate = cluster.network_bandwidth * INTER_EFFICIENCY
-    return size_bytes / (rate * _ramp(size_bytes, INTER_HALF_BYTES / 8)) + INTER_LATENCY
+    else:
+        rate = cluster.network_bandwidth * INTER_EFFICIENCY
+    return size_bytes / rate + SEND_CALL

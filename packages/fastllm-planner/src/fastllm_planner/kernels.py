@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from fastllm_planner.arch import ArchSpec
 from fastllm_planner.backends import Backend
-from fastllm_planner.hardware import Gpu
+from fastllm_planner.hardware import Gpu, attention_rate
 from fastllm_planner.layout import Layout
 
 TILE_M, TILE_N = 128, 128
@@ -28,6 +28,7 @@ class LayerTime:
     head_fwd: float
     head_bwd: float
     embedding: float
+    down_fwd: float
 
     @property
     def forward(self) -> float:
@@ -85,8 +86,8 @@ def layer_time(
     half = "fp16" if not device.supports("bf16") else "bf16"
     linear_dtype = dtype if device.supports(dtype) else half
     core_dtype = half if dtype == "fp8" else linear_dtype
-    rate = device.matmul(linear_dtype) * 1e12 * backend.gemm
-    core = device.matmul(core_dtype) * 1e12
+    rate = device.matmul(linear_dtype) * 1e12 * device.sustained * backend.gemm
+    core = device.matmul(core_dtype) * 1e12 * device.sustained
     bandwidth = device.memory_bandwidth * backend.memory_efficiency
     tokens = micro_batch * seq_len / cp
     h = spec.hidden
@@ -100,8 +101,11 @@ def layer_time(
     head_rate = core * backend.gemm
     head = _linear(tokens, spec.vocab / tp, h, head_rate, bandwidth, device.sms)
     logits = backend.logits_bytes * 3.0 * tokens * spec.vocab / tp / bandwidth
-    attention = _attention(spec, backend, core, bandwidth, tp, cp, micro_batch, seq_len, flash)
-    moved = _elementwise_bytes(spec, tp, sequence_parallel) * tokens * backend.elementwise
+    if flash:
+        attention = _flash(spec, device, backend, tp, cp, micro_batch, seq_len)
+    else:
+        attention = _unfused(spec, core, bandwidth, tp, cp, micro_batch, seq_len)
+    moved = _elementwise_bytes(spec, backend, tp, sequence_parallel) * tokens
     return LayerTime(
         gemm_fwd=forward,
         gemm_bwd=backward,
@@ -112,6 +116,9 @@ def layer_time(
         head_fwd=head[0] + logits / 3,
         head_bwd=head[1] + 2 * logits / 3,
         embedding=3 * 2.0 * tokens * h / bandwidth,
+        down_fwd=_linear(tokens, h, spec.ffn_hidden / tp, rate, bandwidth, device.sms)[0]
+        if spec.moe is None
+        else 0.0,
     )
 
 
@@ -142,29 +149,46 @@ def _mlp(
     return f, b
 
 
-def _attention(
+def _score_flops(spec: ArchSpec, tp: int, cp: int, micro_batch: int, seq_len: int) -> float:
+    """Scores and values of one layer, forward, whole square."""
+    width = 2.0 * spec.q_size if spec.mla is None else _mla_width(spec)
+    return 2.0 * micro_batch * seq_len * seq_len / cp * width / tp
+
+
+def _flash(
     spec: ArchSpec,
+    device: Gpu,
     backend: Backend,
-    rate: float,
-    bandwidth: float,
     tp: int,
     cp: int,
     micro_batch: int,
     seq_len: int,
-    flash: bool,
 ) -> tuple[float, float]:
-    """Scores and values. Flash: half the square (causal), compute-bound. Otherwise the whole
-    square in two batched GEMMs plus the score tensor's trips to memory."""
-    heads = spec.heads / tp
-    width = 2.0 * spec.q_size if spec.mla is None else _mla_width(spec)
-    flops = 2.0 * micro_batch * seq_len * seq_len / cp * width / tp
-    if flash:
-        forward = flops / 2 / (rate * backend.attention_fwd)
-        return forward, 2.5 * flops / 2 / (rate * backend.attention_bwd)
-    scores = micro_batch * heads * seq_len * seq_len / cp
-    # bytes per score: write 2, scale+mask+softmax 4, dropout 5, read 2; backward about twice
-    product = flops / (rate * 0.5)
-    return product + 11.0 * scores / bandwidth, 2 * product + 20.0 * scores / bandwidth
+    """Half the square (causal), at the kernel's measured rate; the backward does 2.5 x the work."""
+    flops = _score_flops(spec, tp, cp, micro_batch, seq_len) / 2
+    kernel = attention_rate(device, backend.attention)
+    half = "bf16" if device.supports("bf16") else "fp16"
+    scale = device.matmul(half) * device.sustained / kernel.matmul
+    head = min(spec.head_dim, 128)
+    scale *= head / (head + 12.0) * (140.0 / 128.0)
+    scale *= seq_len / (seq_len + kernel.half_seq)
+    return flops / (kernel.fwd * scale * 1e12), 2.5 * flops / (kernel.bwd * scale * 1e12)
+
+
+def _unfused(
+    spec: ArchSpec, rate: float, bandwidth: float, tp: int, cp: int, micro_batch: int, seq_len: int
+) -> tuple[float, float]:
+    """The whole square in two batched GEMMs, plus the score tensor's trips to memory.
+
+    Bytes per score, forward: write 2, scale+mask+softmax 4, dropout 5 (with its mask), of which the
+    second GEMM reads 2; backward 19.
+    Tensor cores need head dimensions that are multiples of 8 (bigscience, "NHEADs comparison").
+    """
+    flops = _score_flops(spec, tp, cp, micro_batch, seq_len)
+    scores = micro_batch * spec.heads / tp * seq_len * seq_len / cp
+    aligned = 0.5 if spec.head_dim % 8 == 0 else 0.1
+    product = flops / (rate * aligned)
+    return product + 11.0 * scores / bandwidth, 2 * product + 19.0 * scores / bandwidth
 
 
 def _mla_width(spec: ArchSpec) -> float:
@@ -173,16 +197,20 @@ def _mla_width(spec: ArchSpec) -> float:
     return float(spec.heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim + mla.v_head_dim))
 
 
-def _elementwise_bytes(spec: ArchSpec, tp: int, sequence_parallel: bool) -> float:
-    """Bytes per token that a fully fused layer moves outside GEMM and attention, forward.
+def _elementwise_bytes(spec: ArchSpec, backend: Backend, tp: int, split_sequence: bool) -> float:
+    """Bytes per token that a layer moves outside GEMM and attention, forward.
 
-    Two norms (read 2h, write 2h), two residual additions (read 4h, write 2h): 20h. Rotary embedding
-    reads and writes q and k, the activation reads its inputs and writes one.
+    Two norms and two residual additions on the hidden state (split only by sequence parallelism),
+    rotary embedding of q and k, and the activation.
     """
-    wide = 20.0 * spec.hidden / (tp if sequence_parallel else 1)
-    rope = 4.0 * (spec.q_size + spec.kv_size) if spec.position == "rope" else 0.0
-    width = spec.ffn_hidden if spec.moe is None else spec.moe.active_experts * spec.moe.ffn_hidden
-    return wide + (rope + 2.0 * spec.mlp_matrices * width) / tp
+    norm = backend.layernorm_bytes if spec.norm == "layernorm" else backend.rmsnorm_bytes
+    wide = 2.0 * (norm + backend.residual_bytes) * spec.hidden / (tp if split_sequence else 1)
+    rope = backend.rope_bytes * (spec.q_size + spec.kv_size) if spec.position == "rope" else 0.0
+    width = spec.ffn_hidden
+    if spec.moe is not None:
+        width = spec.moe.active_experts * spec.moe.ffn_hidden + spec.moe.shared_ffn_hidden
+    gate = backend.gate_bytes if spec.mlp == "swiglu" else 4.0
+    return wide + (rope + gate * width) / tp
 
 
 def layer_time_of(spec: ArchSpec, layout: Layout, device: Gpu, backend: Backend) -> LayerTime:

@@ -13,6 +13,7 @@ from fastllm_planner.communication import (
     group,
     send_seconds,
 )
+from fastllm_planner.efficiency import default_profile
 from fastllm_planner.flops import hardware_flops_per_token, model_flops_per_token
 from fastllm_planner.hardware import Cluster
 from fastllm_planner.kernels import LayerTime, layer_time_of
@@ -21,7 +22,6 @@ from fastllm_planner.memory import stage_layers
 from fastllm_planner.model_sums import model_sums
 from fastllm_planner.profile import Profile
 
-DEFAULT_PROFILE = Profile()
 # Slower steps with more nodes: stragglers and jitter. dgxc: 1-3 % from 1 to 256 nodes.
 JITTER_PER_DOUBLING = 0.002
 # Bytes the optimizer moves per parameter it owns: gradient 4, master+moments read and written 24,
@@ -88,11 +88,14 @@ class _Micro:
         return sum(parts) + self.zero3 + self.overhead
 
 
-def _recomputed(layout: Layout, t: LayerTime) -> float:
+def _recomputed(layout: Layout, backend: Backend, t: LayerTime) -> float:
     """Extra forward seconds per layer."""
     if layout.recompute == "full":
-        return t.forward * layout.recompute_share
+        skipped = t.down_fwd if backend.early_stop else 0.0
+        return (t.forward - skipped) * layout.recompute_share
     if layout.recompute == "selective":
+        if backend.selective == "half":
+            return (t.gemm_fwd / 2 + t.elementwise_fwd) * layout.recompute_share
         return t.attention_fwd * layout.recompute_share
     return 0.0
 
@@ -108,7 +111,7 @@ def _tp_seconds(spec: ArchSpec, layout: Layout, cluster: Cluster, backend: Backe
     if layout.sequence_parallel:
         # backward gathers the norm outputs again: one all-gather per linear block
         seconds += 2.0 * gather_seconds(g, size)
-    return seconds * (1.0 - backend.tp_overlap)
+    return seconds * (1.0 - backend.tp_overlap) / backend.collective_efficiency
 
 
 def _cp_seconds(spec: ArchSpec, layout: Layout, cluster: Cluster, t: LayerTime) -> float:
@@ -160,7 +163,7 @@ def _micro_batch(
     return _Micro(
         forward=layers * t.forward * profile.compute,
         backward=layers * t.backward * profile.compute,
-        recompute=layers * _recomputed(layout, t) * profile.compute,
+        recompute=layers * _recomputed(layout, backend, t) * profile.compute,
         tp=layers * _tp_seconds(spec, layout, cluster, backend) * comm,
         cp=layers * _cp_seconds(spec, layout, cluster, t) * comm,
         ep=layers * _ep_seconds(spec, layout, cluster) * comm,
@@ -202,6 +205,9 @@ def _dp_seconds(
         seconds = gather_seconds(reduce_group, grads) + gather_seconds(shard_group, 2.0 * params)
         if layout.shard_size < ranks:
             seconds += gather_seconds(reduce_group, grads)
+        # gathered tensor by tensor after the step: one ring latency each
+        calls = (backend.dp_calls - 1.0) * spec.layers / layout.pp
+        seconds += calls * gather_seconds(shard_group, 1.0)
     hidden = backend.dp_overlap * min(seconds, window)
     return seconds - hidden
 
@@ -232,13 +238,21 @@ def estimate_step(
     backend: Backend,
     profile: Profile | None = None,
 ) -> StepEstimate:
-    """Seconds of one optimizer step and what they are made of."""
-    profile = profile or DEFAULT_PROFILE
+    """Seconds of one optimizer step and what they are made of.
+
+    ``profile`` None takes the shipped one of this (device, backend).
+    """
+    profile = profile or default_profile(cluster.gpu.name, backend.name)
     micro = _micro_batch(spec, layout, cluster, backend, profile)
     m, p, v = layout.micro_batches, layout.pp, layout.virtual_stages
     sends = _pipeline_sends(spec, layout, cluster, backend) * profile.communication
     slowest = micro.layer_part + micro.head + sends
-    mean = micro.layer_part * spec.layers / (micro.layers * p) + micro.head / p + sends
+    sums = model_sums(spec)
+    owned = sums.held_by_layers(0, micro.layers, layout.tp, layout.ep)
+    rate = cluster.gpu.memory_bandwidth * backend.memory_efficiency
+    accumulate = backend.accumulate_bytes * owned / rate if m > 1 else 0.0
+    slowest += accumulate
+    mean = accumulate + micro.layer_part * spec.layers / (micro.layers * p) + micro.head / p + sends
     bubble = (p - 1) * mean / v
     window = (micro.forward + micro.backward) * (1.0 if p == 1 else 0.7)
     dp = _dp_seconds(spec, layout, cluster, backend, window / profile.communication)

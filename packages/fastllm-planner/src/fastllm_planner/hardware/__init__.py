@@ -37,6 +37,7 @@ class Gpu:
     peak_tflops: tuple[tuple[str, float], ...]
     matmul_tflops: tuple[tuple[str, float], ...]
     matmul_measured: bool
+    sustained: float
     memory_bytes: int
     memory_bandwidth: float
     intra_node_bandwidth: float
@@ -100,7 +101,8 @@ def _build(name: str, raw: dict[str, Any]) -> Gpu:
     peaks = [(d, float(raw[f"tflops_{d}"])) for d in _DTYPES if raw.get(f"tflops_{d}")]
     half = "bf16" if "tflops_bf16" in raw else "fp16"
     measured = float(raw.get("matmul_tflops", 0.0))
-    share = measured / raw[f"tflops_{half}"] if measured else UNMEASURED_MATMUL_SHARE
+    unmeasured = float(raw.get("matmul_share", UNMEASURED_MATMUL_SHARE))
+    share = measured / raw[f"tflops_{half}"] if measured else unmeasured
     ceilings: list[tuple[str, float]] = []
     for dtype, peak in peaks:
         fp8 = float(raw.get("matmul_fp8_tflops", 0.0)) if dtype == "fp8" else 0.0
@@ -111,6 +113,7 @@ def _build(name: str, raw: dict[str, Any]) -> Gpu:
         peak_tflops=tuple(peaks),
         matmul_tflops=tuple(ceilings),
         matmul_measured=bool(measured),
+        sustained=float(raw.get("sustained", 1.0)),
         memory_bytes=int(raw["memory_gib"] * GIB),
         memory_bandwidth=float(raw["memory_gbps"]) * 1e9,
         intra_node_bandwidth=intra,
@@ -139,6 +142,34 @@ def _tables() -> tuple[dict[str, Gpu], dict[str, str]]:
     for name, table in raw.items():
         aliases.update({alias.lower(): name for alias in table.get("aliases", [])})
     return {name: _build(name, table) for name, table in merged.items()}, aliases
+
+
+@dataclass(frozen=True)
+class AttentionRate:
+    """Causal flash attention, TFLOP/s of the work done (``attention.toml``)."""
+
+    matmul: float
+    fwd: float
+    bwd: float
+    half_seq: float
+
+
+@cache
+def _attention_rates() -> dict[str, dict[str, AttentionRate]]:
+    text = files(__name__).joinpath("attention.toml").read_text(encoding="utf-8")
+    raw: dict[str, dict[str, dict[str, float]]] = tomllib.loads(text)
+    return {
+        architecture: {kind: AttentionRate(**values) for kind, values in kinds.items()}
+        for architecture, kinds in raw.items()
+    }
+
+
+def attention_rate(device: Gpu, generation: str) -> AttentionRate:
+    """Rates of the newest kernel of the architecture that is not newer than ``generation``."""
+    kinds = _attention_rates()[device.architecture]
+    known = sorted(kinds)
+    older = [kind for kind in known if kind <= generation]
+    return kinds[older[-1] if older else known[0]]
 
 
 def gpu_names() -> list[str]:
@@ -171,6 +202,7 @@ def cpu_device() -> Gpu:
         peak_tflops=rates,
         matmul_tflops=rates,
         matmul_measured=False,
+        sustained=1.0,
         memory_bytes=_total_memory_bytes(),
         memory_bandwidth=bandwidth,
         intra_node_bandwidth=bandwidth / 4,
