@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from fastllm_planner.arch import ArchSpec, read_hf_config
-from fastllm_train.models import build_model
+from fastllm_train.models.decoder import Decoder
 
 TOLERANCE = 1e-5
 PROMPT = "def read_lines(path):\n    "
@@ -32,7 +32,7 @@ def trained_model(run: Path) -> torch.nn.Module:
     state = torch.load(
         checkpoints / tag / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False
     )
-    model = build_model(spec)
+    model = Decoder(spec)
     model.load_state_dict(state["module"])
     return model.eval()
 
@@ -49,7 +49,8 @@ def main() -> None:
     vocab = json.loads((args.hf / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     tokens = torch.randint(vocab, (2, 128), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        error = (converted(tokens).logits - model(tokens)).abs().max().item()
+        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+        error = (converted(tokens).logits - model(tokens, positions)).abs().max().item()
         agrees = error <= TOLERANCE
         word = "agree" if agrees else "DIFFER"
         print(f"logits {word}: max abs error {error:.1e} over {tokens.numel()} tokens (fp32)")
