@@ -12,7 +12,11 @@ from fastllm_planner import __version__
 # Verb → one-line help. The module is ``fastllm_planner.cli.<verb>``, its command is ``command``;
 # the line stands here too so that the group's help imports no verb (a test keeps them equal).
 VERBS: dict[str, str] = {
+    "plan": "Find the fastest strategy that fits.",
+    "estimate": "Memory and time of one given layout.",
     "classic": "The classic calculator: size, memory, ZeRO, days.",
+    "models": "List the known models, or show one.",
+    "gpus": "List the known GPUs.",
 }
 
 

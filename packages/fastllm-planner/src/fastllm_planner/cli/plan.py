@@ -1,0 +1,60 @@
+"""``plan``: the fastest strategies that fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastllm_planner.cli.job_options import build_job, job_options
+from fastllm_planner.cli.options import WHOLE, verb
+
+EXAMPLE = "fastllm-planner plan --model llama-3-8b --gpu H100-SXM --gpus 64 --tokens 1T"
+
+
+@verb("plan", EXAMPLE)
+@job_options
+@click.option("--top-k", type=WHOLE, default=5, show_default=True, help="Strategies to list.")
+@click.option("--explain", is_flag=True, help="Why each other layout was rejected.")
+@click.option(
+    "--emit",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write train.toml, deepspeed.json, slurm.sh or torchrun.sh (repeatable).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    top_k: int, explain: bool, emit: tuple[Path, ...], as_json: bool, **options: Any
+) -> int:
+    """Find the fastest strategy that fits."""
+    from fastllm_planner.emit import check_targets, emit_plan
+    from fastllm_planner.plan import price_layout
+    from fastllm_planner.plan_text import (
+        render_alternatives,
+        render_assumptions,
+        render_no_fit,
+        render_plan,
+        render_rejections,
+        verdict,
+    )
+    from fastllm_planner.search import search
+    from fastllm_planner.search_json import result_to_json
+
+    check_targets(emit)
+    job = build_job(options)
+    result = search(job, top_k=top_k)
+    plans = [price_layout(job, candidate.layout) for candidate in result.ranked]
+    for target in emit if plans else ():
+        emit_plan(plans[0], target, model=options["model"])
+        click.echo(f"wrote {target}", err=True)
+    if as_json:
+        sentence = verdict(plans[0]) if plans else render_no_fit(job, result)
+        click.echo(json.dumps(result_to_json(job, result, plans, sentence, explain), indent=2))
+    else:
+        blocks = [render_plan(plans[0]), render_alternatives(plans)] if plans else []
+        blocks = blocks or [render_no_fit(job, result)]
+        blocks += [render_rejections(result)] if explain else []
+        click.echo("\n\n".join([*blocks, render_assumptions(job)]))
+    return 0 if plans else 1

@@ -1,0 +1,263 @@
+"""A plan in words and tables: the verdict first, then memory, time, alternatives, assumptions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fastllm_planner.hardware import GIB
+from fastllm_planner.layout import Layout
+from fastllm_planner.memory import StageMemory
+from fastllm_planner.plan import Job, Plan
+from fastllm_planner.search import SearchResult
+
+TIME_PARTS = (
+    ("compute", "compute"),
+    ("recompute", "recomputation"),
+    ("tp_comm", "TP communication"),
+    ("cp_comm", "CP communication"),
+    ("ep_comm", "EP communication"),
+    ("pp_comm", "PP communication"),
+    ("dp_comm", "DP communication"),
+    ("bubble", "pipeline bubble"),
+    ("optimizer", "optimizer"),
+    ("offload", "offload"),
+    ("overhead", "launch and jitter"),
+)
+
+
+def count(value: float) -> str:
+    """A large count with its unit: 7e8 → 700M, 1.5e12 → 1.5T."""
+    for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= scale:
+            return f"{value / scale:.4g}{unit}"
+    return f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that reads best."""
+    if seconds >= 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
+def days(value: float) -> str:
+    if value >= 1:
+        return f"{value:.1f} days"
+    return f"{24 * value:.1f} hours" if value * 24 >= 1 else f"{1440 * value:.1f} minutes"
+
+
+def strategy_words(layout: Layout) -> str:
+    """``ZeRO-1, DP 16 × TP 4, micro-batch 2, full recomputation``: only what is switched on."""
+    sizes = [("DP", layout.dp), ("TP", layout.tp), ("PP", layout.pp), ("CP", layout.cp)]
+    shown = " × ".join(f"{name} {size}" for name, size in sizes if size > 1 or name == "DP")
+    words = [f"ZeRO-{layout.zero_stage}", shown]
+    if layout.ep > 1:
+        words.append(f"EP {layout.ep}")
+    if layout.virtual_stages > 1:
+        words.append(f"{layout.virtual_stages} virtual stages")
+    words.append(f"micro-batch {layout.micro_batch} × {layout.micro_batches}")
+    if layout.recompute != "none":
+        words.append(f"{layout.recompute} recomputation")
+    if layout.sequence_parallel:
+        words.append("sequence parallelism")
+    if layout.offload != "none":
+        words.append(f"{layout.offload.replace('+', ' and ')} offloaded")
+    return ", ".join(words)
+
+
+def where(job: Job) -> str:
+    device = job.cluster.gpu
+    processes = "process" if job.cluster.n_gpus == 1 else "processes"
+    if device.architecture == "cpu":
+        return f"{job.cluster.n_gpus} CPU {processes} of this machine"
+    return f"{job.cluster.n_gpus} × {device.name}"
+
+
+def verdict(plan: Plan) -> str:
+    """One sentence: does it fit, how full, how fast, how long."""
+    job, worst = plan.job, plan.memory.worst
+    capacity = job.cluster.gpu.memory_bytes / GIB
+    used = f"{plan.memory.peak / GIB:.1f} of {capacity:.1f} GiB on the fullest rank"
+    if plan.layout.pp > 1:
+        used += f" (stage {worst.stage})"
+    subject = f"{job.name} on {where(job)}"
+    if not plan.fits:
+        return f"{subject} does not fit: {used}."
+    word = "fits, barely" if plan.tight else "fits"
+    sentence = f"{subject} {word}: {used}, about {100 * plan.step.mfu():.0f}% MFU"
+    if plan.days is not None and job.tokens is not None:
+        return f"{sentence}, {days(plan.days)} for {count(job.tokens)} tokens."
+    return f"{sentence}, {duration(plan.step.total)} a step."
+
+
+def render_plan(plan: Plan) -> str:
+    """Verdict, strategy, memory by stage, time by cause."""
+    return "\n".join(
+        [
+            verdict(plan),
+            "",
+            f"Strategy: {strategy_words(plan.layout)}.",
+            "",
+            "Memory per rank, GiB",
+            memory_table(plan),
+            "",
+            *_time_lines(plan),
+        ]
+    )
+
+
+def memory_table(plan: Plan) -> str:
+    """One row per pipeline stage; stages alike in every figure share a row."""
+    rows = [_stage_row(stage) for stage in plan.memory.stages]
+    grouped: list[tuple[int, int, list[str]]] = []
+    for index, row in enumerate(rows):
+        if grouped and grouped[-1][2] == row:
+            grouped[-1] = (grouped[-1][0], index, row)
+        else:
+            grouped.append((index, index, row))
+    headers = (
+        *("stage", "layers", "weights", "grads", "optim", "activ", "transient", "gathered"),
+        *("buffers", "runtime", "total"),
+    )
+    table = [
+        [f"{first}" if first == last else f"{first}-{last}", *row] for first, last, row in grouped
+    ]
+    lines = _columns(headers, table, drop={"gathered": "0.00", "buffers": "0.00"})
+    if plan.memory.host_bytes:
+        lines += f"\nHost memory per node for offload: {plan.memory.host_bytes / GIB:.1f} GiB"
+    return lines
+
+
+def _stage_row(stage: StageMemory) -> list[str]:
+    transient = stage.allocated - stage.comm_buffers - stage.states
+    if stage.peak_in == "backward":
+        transient -= stage.activations + stage.gathered_layers
+    parts = (
+        *(stage.weights, stage.gradients, stage.optimizer, stage.activations, transient),
+        *(stage.gathered_layers, stage.comm_buffers, stage.fragmentation + stage.overhead),
+    )
+    return [str(stage.layers), *(f"{part / GIB:.2f}" for part in parts), f"{stage.total / GIB:.2f}"]
+
+
+def _columns(headers: Sequence[str], rows: Sequence[Sequence[str]], drop: Mapping[str, str]) -> str:
+    """A table without the columns of ``drop`` that hold nothing but the given value."""
+    from tabulate import tabulate
+
+    kept = [
+        i
+        for i, header in enumerate(headers)
+        if header not in drop or any(row[i] != drop[header] for row in rows)
+    ]
+    return tabulate(
+        [[row[i] for i in kept] for row in rows],
+        headers=[headers[i] for i in kept],
+        tablefmt="simple",
+        colalign=("left", *("right",) * (len(kept) - 1)),
+        disable_numparse=True,
+    )
+
+
+def _time_lines(plan: Plan) -> list[str]:
+    step, job = plan.step, plan.job
+    shares = [(label, getattr(step, key) / step.total) for key, label in TIME_PARTS]
+    shown = ", ".join(f"{label} {100 * share:.0f}%" for label, share in shares if share >= 0.005)
+    on_cpu = job.cluster.gpu.architecture == "cpu"
+    each = "process" if on_cpu else "GPU"
+    peak_dtype = "bf16" if job.cluster.gpu.supports("bf16") else "fp16"
+    source = "a prior: not measured" if on_cpu else f"the dense {peak_dtype} peak"
+    lines = [
+        f"Step      {duration(step.total)} ({duration(step.low)} to {duration(step.high)}): "
+        f"{shown}",
+        f"Speed     {step.tokens_per_s_per_gpu:,.0f} tokens/s per {each}, "
+        f"{step.tokens_per_s_per_gpu * step.devices:,.0f} tokens/s",
+        f"TFLOPs    {step.model_tflops_full:.4g} model (full attention), "
+        f"{step.model_tflops_causal:.4g} model (causal), "
+        f"{step.hardware_tflops:.4g} hardware, per {each}",
+        f"MFU       {100 * step.mfu('full'):.1f}% (full attention), "
+        f"{100 * step.mfu('causal'):.1f}% (causal), of {step.peak_tflops:.4g} TFLOPs, {source}",
+    ]
+    if plan.days is not None and plan.days_range is not None and plan.gpu_hours is not None:
+        low, high = plan.days_range
+        lines.append(
+            f"Training  {days(plan.days)} ({days(low)} to {days(high)}) for "
+            f"{count(job.tokens or 0)} tokens at goodput {job.goodput:g}: "
+            f"{plan.gpu_hours:,.0f} {each}-hours"
+        )
+        if plan.cost is not None:
+            lines.append(f"Cost      {plan.cost:,.0f} at {job.price:g} per {each}-hour")
+    return lines
+
+
+def render_alternatives(plans: Sequence[Plan]) -> str:
+    """The top-k strategies, fastest first."""
+    headers = (
+        *("#", "ZeRO", "DP", "TP", "PP", "VPP", "CP", "EP", "micro", "recompute", "SP", "offload"),
+        *("GiB", "step", "tok/s/GPU", "MFU"),
+    )
+    rows = [
+        [
+            *(str(rank), str(layout.zero_stage), str(layout.dp), str(layout.tp), str(layout.pp)),
+            *(str(layout.virtual_stages), str(layout.cp), str(layout.ep), str(layout.micro_batch)),
+            *(layout.recompute, "yes" if layout.sequence_parallel else "no", layout.offload),
+            f"{plan.memory.peak / GIB:.1f}",
+            duration(plan.step.total),
+            f"{plan.step.tokens_per_s_per_gpu:,.0f}",
+            f"{100 * plan.step.mfu():.1f}%",
+        ]
+        for rank, plan in enumerate(plans, start=1)
+        for layout in (plan.layout,)
+    ]
+    ones = dict.fromkeys(("TP", "PP", "VPP", "CP", "EP"), "1")
+    table = _columns(headers, rows, drop={**ones, "SP": "no", "offload": "none"})
+    return f"Best strategies\n{table}"
+
+
+def render_rejections(result: SearchResult) -> str:
+    """Why every other layout is not listed, grouped by rule."""
+    lines = [
+        f"Not listed ({result.shapes} layout shapes considered, {result.priced} layouts priced)"
+    ]
+    for entry in sorted(result.rejections.values(), key=lambda item: -item.count):
+        lines.append(f"  {entry.count:>5}  {entry.reason}")
+        lines.append(f"         e.g. {strategy_words(entry.example)}: {entry.detail}")
+    return "\n".join(lines)
+
+
+def render_no_fit(job: Job, result: SearchResult) -> str:
+    """Exit 1: nothing fits, and what comes closest."""
+    capacity = job.cluster.gpu.memory_bytes / GIB
+    if result.closest is None:
+        reasons = sorted(result.rejections.values(), key=lambda item: -item.count)
+        why = reasons[0].detail if reasons else "there is no layout to try"
+        return f"{job.name} on {where(job)} cannot run: {why}."
+    closest = result.closest
+    return (
+        f"{job.name} on {where(job)} does not fit: the leanest layout needs "
+        f"{closest.peak / GIB:.1f} GiB of {capacity:.1f} GiB "
+        f"({100 * job.headroom:.0f}% kept free).\n\n"
+        f"It is {strategy_words(closest.layout)}.\n"
+        "More GPUs, larger ones, a shorter --seq-len or a backend with offload would change that."
+    )
+
+
+def render_assumptions(job: Job) -> str:
+    """What the figures rest on."""
+    device = job.cluster.gpu
+    matmul = "measured" if device.matmul_measured else "not measured, a share of the peak"
+    profile = job.profile
+    timing = "uncalibrated prior"
+    if profile is not None:
+        timing = f"profile fitted to {profile.measurements} measurements"
+    return "\n".join(
+        [
+            "Assumptions",
+            f"  {job.name}: {job.params:,} parameters; {job.dtype}; sequences of {job.seq_len}; "
+            f"{job.global_batch} sequences a step "
+            f"({count(job.global_batch * job.seq_len)} tokens).",
+            f"  {device.name}: {device.memory_bytes / GIB:.1f} GiB, "
+            f"{device.matmul(job.dtype):.4g} TFLOPs large matmul ({matmul}); "
+            f"{job.cluster.gpus_per_node} per node, "
+            f"{job.cluster.network_bandwidth / 1e9:g} GB/s per GPU between nodes.",
+            f"  Backend {job.backend.name}; {timing}.",
+        ]
+    )

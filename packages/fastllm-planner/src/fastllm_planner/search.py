@@ -1,0 +1,291 @@
+"""The fastest layouts that fit, found exactly: best first, with bounds, nothing sampled.
+
+The space is ZeRO stage × DP × TP × PP × virtual stages × CP × EP × micro-batch × recomputation ×
+sequence parallelism × offload. A *strategy* is its DP, TP, PP, CP, ZeRO stage and offload; the
+answer holds the best layout of each of the ``top_k`` fastest strategies. A *shape* is a strategy
+with virtual stages and EP, but no micro-batch, recomputation or sequence parallelism yet.
+Among strategies within ``TIE`` of the fastest, the one with the least machinery is put first.
+
+Three facts about the cost model keep it exact and quick (``tests/planner/test_search.py`` holds
+them against brute force and random layouts):
+
+1. memory does not fall with the micro-batch, and sequence parallelism does not raise it, so a
+   shape that is too large at micro-batch 1 in its leanest variants is out as a whole;
+2. recomputation never makes a step faster, so a layout's time without it bounds its variants;
+3. candidates leave a heap in order of that bound, so the first that fit are the fastest, and
+   memory is computed only for those.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+from fastllm_planner.hardware import GIB
+from fastllm_planner.layout import Layout, Offload, Recompute
+from fastllm_planner.memory import estimate_memory, peak_bytes
+from fastllm_planner.plan import Job
+from fastllm_planner.steptime import step_seconds
+
+MIN_TOKENS_PER_CP_RANK = 1024  # shorter ring chunks cannot hide their communication
+MAX_MICRO_BATCH = 64
+# Of layouts this close in time the simplest is recommended: no prediction is exact to 2 %
+# (the same published configuration moves 1-7 % between software releases).
+TIE = 0.02
+PINNABLE = (
+    *("dp", "tp", "pp", "virtual_stages", "cp", "ep", "zero_stage", "micro_batch", "recompute"),
+    *("sequence_parallel", "offload"),
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layout that fits, with its predicted step in seconds and fullest rank in bytes."""
+
+    layout: Layout
+    seconds: float
+    peak: float
+
+
+@dataclass
+class Rejection:
+    """Layouts that share a reason; ``example`` is one of them, ``detail`` its own sentence."""
+
+    reason: str
+    count: int
+    example: Layout
+    detail: str
+
+
+@dataclass
+class SearchResult:
+    """``ranked`` by time. ``shapes`` were considered; ``priced`` layouts got a step time.
+
+    ``closest``: the layout that needs the least memory, when nothing fits.
+    """
+
+    ranked: list[Candidate] = field(default_factory=list[Candidate])
+    rejections: dict[str, Rejection] = field(default_factory=dict[str, Rejection])
+    shapes: int = 0
+    priced: int = 0
+    closest: Candidate | None = None
+
+    def reject(self, layout: Layout, reason: str, detail: str) -> None:
+        entry = self.rejections.setdefault(reason, Rejection(reason, 0, layout, detail))
+        entry.count += 1
+
+
+@lru_cache(maxsize=1024)
+def divisors(number: int) -> tuple[int, ...]:
+    """Divisors in ascending order."""
+    small = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
+    return tuple(sorted({*small, *(number // d for d in small)}))
+
+
+def search(job: Job, *, top_k: int = 5, pinned: Mapping[str, Any] | None = None) -> SearchResult:
+    """The best layout of each of the ``top_k`` fastest strategies. ``pinned`` fixes axes."""
+    pins = dict(pinned or {})
+    result = SearchResult()
+    heap: list[_Entry] = []
+    for shape in _runnable_shapes(job, pins, result):
+        if _can_fit(job, shape, pins, result):
+            for layout in _micro_variants(job, shape, pins):
+                _push(heap, job, layout, result)
+    found = _take_best(heap, job, top_k, pins, result)
+    if not found:
+        return result
+    near = [c for c in found if c.seconds <= found[0].seconds * (1 + TIE)]
+    simplest = min(near, key=lambda candidate: simplicity(candidate.layout))
+    found.remove(simplest)
+    result.ranked = [simplest, *found][:top_k]
+    listed = {strategy(candidate.layout) for candidate in result.ranked}
+    slower = {strategy(layout): layout for _, _, _, layout in heap}
+    slower |= {strategy(candidate.layout): candidate.layout for candidate in found}
+    examples = [layout for key, layout in slower.items() if key not in listed]
+    if examples:
+        reason = f"strategies no faster than the {len(listed)} listed"
+        detail = "its step is no shorter than theirs"
+        result.rejections[reason] = Rejection(reason, len(examples), examples[0], detail)
+    return result
+
+
+_Entry = tuple[float, tuple[int, ...], int, Layout]
+
+
+def _take_best(
+    heap: list[_Entry], job: Job, top_k: int, pins: Mapping[str, Any], result: SearchResult
+) -> list[Candidate]:
+    """Pop in order of time: ``top_k`` strategies that fit, and all that tie with the fastest."""
+    found: dict[tuple[Any, ...], Candidate] = {}
+    limit = float("inf")
+    allowed = pins.get("recompute")
+    while heap and (len(found) < top_k or heap[0][0] <= limit):
+        seconds, _, _, layout = heapq.heappop(heap)
+        if strategy(layout) in found:
+            continue
+        peak = peak_bytes(job.spec, layout, job.cluster, job.backend)
+        if peak <= job.usable_bytes and allowed in (None, layout.recompute):
+            found[strategy(layout)] = Candidate(layout, seconds, peak)
+            limit = min(limit, seconds * (1 + TIE))
+        elif layout.recompute == "none":
+            for recompute in _recomputes(job):
+                if recompute != "none" and allowed in (None, recompute):
+                    _push(heap, job, replace(layout, recompute=recompute), result)
+    return list(found.values())
+
+
+def _push(heap: list[_Entry], job: Job, layout: Layout, result: SearchResult) -> None:
+    seconds = step_seconds(job.spec, layout, job.cluster, job.backend, job.profile)
+    result.priced += 1
+    heapq.heappush(heap, (seconds, simplicity(layout), result.priced, layout))
+
+
+def simplicity(layout: Layout) -> tuple[int, ...]:
+    """Orders by machinery: of two layouts with the same time the plainer one comes first."""
+    offload = ("none", "optimizer", "optimizer+params").index(layout.offload)
+    recompute = ("none", "selective", "full").index(layout.recompute)
+    # ZeRO-1 costs nothing over 0; 2 and 3 shard more and hold the network more.
+    zero = (1, 0, 2, 3)[layout.zero_stage]
+    sizes = (layout.cp, layout.pp * layout.tp, layout.virtual_stages, layout.pp, layout.ep)
+    return (offload, zero, recompute, *sizes, layout.sequence_parallel, layout.micro_batch)
+
+
+def strategy(layout: Layout) -> tuple[Any, ...]:
+    """What distinguishes one listed layout from the next."""
+    return (layout.dp, layout.tp, layout.pp, layout.cp, layout.zero_stage, layout.offload)
+
+
+def _recomputes(job: Job) -> tuple[Recompute, ...]:
+    # FlashAttention keeps no scores: selective recomputation would cost time and free nothing.
+    return ("none", "full") if job.flash else ("none", "selective", "full")
+
+
+def _runnable_shapes(job: Job, pins: Mapping[str, Any], result: SearchResult) -> Iterator[Layout]:
+    for shape in shapes(job, pins):
+        result.shapes += 1
+        reasons = job.reasons_against(shape)
+        if not reasons:
+            yield shape
+        for reason in reasons[:1]:
+            result.reject(shape, _general(reason), reason)
+
+
+def _general(reason: str) -> str:
+    """The rule behind a sentence: its numbers replaced, so that layouts group."""
+    return re.sub(r"\d+", "N", reason)
+
+
+def shapes(job: Job, pins: Mapping[str, Any]) -> Iterator[Layout]:
+    """Every shape of the space, at micro-batch 1, runnable or not."""
+    world = job.cluster.n_gpus
+    backend, spec = job.backend, job.spec
+    model_parallel = min(world, max(job.cluster.gpus_per_node, spec.heads))
+    for tp in _axis(pins, "tp", [d for d in divisors(world) if d <= model_parallel]):
+        rest = world // tp
+        for pp in _axis(pins, "pp", [d for d in divisors(rest) if d <= spec.layers]):
+            for cp in _axis(pins, "cp", _context_sizes(job, rest // pp)):
+                dp = rest // pp // cp
+                if dp < 1 or pins.get("dp", dp) != dp:
+                    continue
+                base = Layout(
+                    dp=dp,
+                    tp=tp,
+                    pp=pp,
+                    cp=cp,
+                    global_batch=job.global_batch,
+                    seq_len=job.seq_len,
+                    dtype=job.dtype,  # pyright: ignore[reportArgumentType]
+                    flash=job.flash,
+                    sequence_parallel=bool(pins.get("sequence_parallel", False)),
+                    micro_batch=int(pins.get("micro_batch", 1)),
+                )
+                chunks = divisors(spec.layers // pp) if backend.interleaving and pp > 1 else (1,)
+                for virtual in _axis(
+                    pins, "virtual_stages", chunks if spec.layers % pp == 0 else (1,)
+                ):
+                    yield from _state_shapes(job, replace(base, virtual_stages=virtual), pins)
+
+
+def _state_shapes(job: Job, base: Layout, pins: Mapping[str, Any]) -> Iterator[Layout]:
+    """ZeRO, expert parallelism and offload for one set of model-parallel sizes."""
+    ranks = base.dp * base.cp
+    experts = [1]
+    if job.spec.moe is not None:
+        experts = [d for d in divisors(ranks) if job.spec.moe.experts % d == 0]
+    # With nobody to shard over, the stages are the same.
+    stages = range(job.backend.max_zero_stage + 1) if ranks > 1 else (1,)
+    for ep in _axis(pins, "ep", experts):
+        for zero in _axis(pins, "zero_stage", stages):
+            for offload in _axis(pins, "offload", _offloads(job, base, zero)):
+                yield replace(base, ep=ep, zero_stage=zero, offload=offload)
+
+
+def _offloads(job: Job, base: Layout, zero: int) -> tuple[Offload, ...]:
+    on_host = job.cluster.gpu.architecture == "cpu"
+    if not job.backend.offload or on_host or base.pp > 1 or zero == 0:
+        return ("none",)
+    return ("none", "optimizer", "optimizer+params") if zero == 3 else ("none", "optimizer")
+
+
+def _context_sizes(job: Job, ranks: int) -> list[int]:
+    if not job.backend.context_parallel:
+        return [1]
+    longest = max(1, job.seq_len // MIN_TOKENS_PER_CP_RANK)
+    return [d for d in divisors(ranks) if d <= longest]
+
+
+def _axis(pins: Mapping[str, Any], name: str, values: Any) -> Any:
+    return (pins[name],) if name in pins else values
+
+
+def _micro_variants(job: Job, shape: Layout, pins: Mapping[str, Any]) -> Iterator[Layout]:
+    """Micro-batch sizes and sequence parallelism of one shape, without recomputation."""
+    per_replica = job.global_batch // shape.dp
+    sizes = [d for d in divisors(per_replica) if d <= MAX_MICRO_BATCH]
+    for micro in _axis(pins, "micro_batch", sizes):
+        for sequence in _axis(
+            pins, "sequence_parallel", (False, True) if shape.tp > 1 else (False,)
+        ):
+            layout = replace(shape, micro_batch=micro, sequence_parallel=sequence)
+            if layout == shape or not job.reasons_against(layout):
+                yield layout
+
+
+def _can_fit(job: Job, shape: Layout, pins: Mapping[str, Any], result: SearchResult) -> bool:
+    """Whether the leanest variant of a shape fits; otherwise says what it lacks."""
+    sequence = bool(pins.get("sequence_parallel", shape.tp > 1))
+    lean = replace(shape, sequence_parallel=sequence)
+    if job.reasons_against(lean):
+        lean = shape
+    kinds = (pins["recompute"],) if "recompute" in pins else _recomputes(job)
+    variants = [replace(lean, recompute=kind) for kind in kinds]
+    peaks = [peak_bytes(job.spec, v, job.cluster, job.backend) for v in variants]
+    peak, leanest = min(zip(peaks, variants, strict=True), key=lambda pair: pair[0])
+    if result.closest is None or peak < result.closest.peak:
+        result.closest = Candidate(leanest, float("nan"), peak)
+    if peak > job.usable_bytes:
+        capacity = job.cluster.gpu.memory_bytes / GIB
+        result.reject(
+            leanest,
+            "too little device memory even at micro-batch 1 with recomputation",
+            f"needs {peak / GIB:.1f} of {capacity:.1f} GiB ({100 * job.headroom:.0f}% kept free)",
+        )
+        return False
+    return _host_fits(job, leanest, result)
+
+
+def _host_fits(job: Job, layout: Layout, result: SearchResult) -> bool:
+    """Offloaded states must fit the node's memory, where its size is known."""
+    host = job.cluster.host_memory_bytes
+    if host is None or layout.offload == "none":
+        return True
+    needed = estimate_memory(job.spec, layout, job.cluster, job.backend).host_bytes
+    if needed <= host:
+        return True
+    detail = f"needs {needed / GIB:.0f} of {host / GIB:.0f} GiB in each node's memory"
+    result.reject(layout, "too little host memory to offload to", detail)
+    return False
