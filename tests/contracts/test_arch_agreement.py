@@ -36,6 +36,8 @@ def tiny(spec: ArchSpec) -> ArchSpec:
         raw |= {"hidden": heads * 16}
     if spec.moe is not None:
         raw["moe"] = {**raw["moe"], "experts": 16, "active_experts": 4, "ffn_hidden": 48}
+        if spec.moe.shared_ffn_hidden:
+            raw["moe"]["shared_ffn_hidden"] = 48
     return spec_from_dict(raw)
 
 
