@@ -160,9 +160,7 @@ class Array:
 
         def boxes() -> Iterator[Box]:
             for box in self._boxes():
-                yield box._replace(
-                    shape=(count, *box.shape[1:]), strides=(0, *box.strides[1:])
-                )
+                yield box._replace(shape=(count, *box.shape[1:]), strides=(0, *box.strides[1:]))
 
         return Array((count, *self.shape[1:]), self.dtype, boxes)
 
@@ -174,7 +172,7 @@ def from_file(
     dtype: DType,
     strides: Sequence[int] | None = None,
 ) -> Array:
-    """A strided view of one file. ``offset`` and ``strides`` in bytes; the caller checked bounds."""
+    """A strided view of one file, bounds already checked. ``offset`` and ``strides`` in bytes."""
     shape = tuple(shape)
     steps = contiguous_strides(shape, dtype.itemsize) if strides is None else tuple(strides)
     box = Box((0,) * len(shape), shape, file, offset, steps)

@@ -7,6 +7,7 @@ float8, so bytes move as unsigned integers of the same width; only a cast needs 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,12 +73,12 @@ def cast_target(name: str) -> DType:
         ) from None
 
 
-def raw_numpy(dtype: DType) -> np.dtype[np.unsignedinteger]:
+def raw_numpy(dtype: DType) -> np.dtype[Any]:
     """Unsigned integer of the same width: moves bytes without interpreting them."""
     return np.dtype(_RAW[dtype.itemsize])
 
 
-def numpy_float(dtype: DType) -> np.dtype[np.generic]:
+def numpy_float(dtype: DType) -> np.dtype[Any]:
     """The arithmetic type (``ml_dtypes`` for bfloat16 and float8)."""
     if dtype.code in ("F64", "F32", "F16"):
         return np.dtype(dtype.torch)

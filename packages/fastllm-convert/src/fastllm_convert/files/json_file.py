@@ -38,7 +38,9 @@ def read_object(path: Path) -> dict[str, Any]:
     """A JSON file that holds one object."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise UserError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MB: not a config or index")
+            raise UserError(
+                f"{path} is larger than {MAX_JSON_BYTES >> 20} MB: not a config or index"
+            )
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None

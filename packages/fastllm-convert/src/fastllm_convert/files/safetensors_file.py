@@ -35,7 +35,9 @@ def read_header(path: Path) -> dict[str, Array]:
             if length > min(MAX_HEADER, size - 8):
                 raise UserError(
                     f"{path}: header length {length} is beyond "
-                    + ("the limit of 100,000,000" if length > MAX_HEADER else "the end of the file"),
+                    + (
+                        "the limit of 100,000,000" if length > MAX_HEADER else "the end of the file"
+                    ),
                     hint="the file is damaged, or not safetensors",
                 )
             raw = file.read(length)
@@ -57,7 +59,9 @@ def _tensors(header: dict[str, Any], file: SourceFile, base: int) -> dict[str, A
     at = 0
     for begin, end, name in spans:
         if begin != at:
-            what = "overlaps another tensor" if begin < at else f"leaves a hole of {begin - at} bytes"
+            what = (
+                "overlaps another tensor" if begin < at else f"leaves a hole of {begin - at} bytes"
+            )
             raise UserError(f"{file.path}: {name!r} {what}", hint="the file is damaged")
         at = end
     if base + at != file.size:
@@ -112,19 +116,13 @@ def _check_metadata(value: object, path: Path) -> None:
 def write_order(tensors: Mapping[str, DType]) -> list[str]:
     """The order ``safetensors.save_file`` writes: widest type first, then by name.
 
-    Rust's ``Dtype`` ranks BOOL < U8 < I8 < F8... < I64 < U64 < F64 and sorts descending; types of one
-    width therefore have an order of their own.
+    Types of one width have an order of their own: that of the Rust enum, descending.
     """
     return sorted(tensors, key=lambda name: (-_RANK[tensors[name].code], name))
 
 
-_RANK = {
-    code: i
-    for i, code in enumerate(
-        ("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "U16", "F16", "BF16", "I32", "U32", "F32")
-        + ("F64", "I64", "U64")
-    )
-}
+_ORDER = "BOOL U8 I8 F8_E5M2 F8_E4M3 I16 U16 F16 BF16 I32 U32 F32 F64 I64 U64"
+_RANK = {code: rank for rank, code in enumerate(_ORDER.split())}
 
 
 def build_header(tensors: Sequence[tuple[str, DType, Sequence[int]]]) -> bytes:

@@ -28,9 +28,8 @@ class Call:
     @property
     def attributes(self) -> dict[str, Any]:
         """The instance's ``__dict__``, when that is how it was pickled."""
-        if isinstance(self.state, dict):
-            return cast("dict[str, Any]", self.state)
-        return {}
+        state: object = self.state
+        return cast("dict[str, Any]", state) if isinstance(state, dict) else {}
 
     def check_array_state(self) -> None:
         """numpy's ndarray state is (version, shape, dtype, is_fortran, bytes). No object arrays."""
@@ -123,7 +122,7 @@ def _numpy_dtype(args: tuple[Any, ...]) -> Any:
 
 
 def _numpy_array(args: tuple[Any, ...]) -> Any:
-    """``_reconstruct(ndarray, shape, typecode)`` where the typecode is always b'b' (a placeholder)."""
+    """``_reconstruct(ndarray, shape, b'b')``: the typecode is always that placeholder."""
     if len(args) != 3 or args[2] not in (b"b", "b"):
         raise ValueError("numpy array of objects")
     return Call("numpy.ndarray", args)
@@ -207,7 +206,8 @@ def _table() -> dict[tuple[str, str], Global]:
         add(module, "_reconstruct", _numpy_array)
     for line in _INERT.split("\n"):
         if line:
-            add(*line.split(" "))
+            module, name = line.split(" ")
+            add(module, name)
     return table
 
 

@@ -88,7 +88,9 @@ class _Machine:
                 return self.pop()
             handler = _HANDLERS.get(code)
             if handler is None:
-                raise PickleError(f"pickle opcode 0x{code:02x} at byte {self.reader.at - 1} is refused")
+                raise PickleError(
+                    f"pickle opcode 0x{code:02x} at byte {self.reader.at - 1} is refused"
+                )
             handler(self)
         raise PickleError(f"pickle has more than {MAX_OBJECTS:,} instructions")
 
@@ -300,7 +302,9 @@ def load(data: bytes, storages: Callable[[Storage], Any]) -> Any:
     ``PickleError`` for anything unknown, malformed, too deep or too large.
     """
     if len(data) > MAX_PICKLE_BYTES:
-        raise PickleError(f"pickle of {len(data):,} bytes is beyond the limit of {MAX_PICKLE_BYTES:,}")
+        raise PickleError(
+            f"pickle of {len(data):,} bytes is beyond the limit of {MAX_PICKLE_BYTES:,}"
+        )
     value = _Machine(data, storages).run()
     check_tree(value)
     return value
@@ -317,8 +321,11 @@ def _children(value: Any) -> list[Any]:
     return []
 
 
+_CONTAINERS: tuple[type, ...] = (dict, list, tuple, Call)
+
+
 def check_tree(value: Any) -> None:
-    """Depth and size as a tree are bounded, and nothing contains itself. Iterative: no recursion."""
+    """Depth and size as a tree are bounded, and nothing contains itself. Not recursive."""
     sizes: dict[int, int] = {}
     open_ids: set[int] = set()
     stack: list[tuple[Any, list[Any]]] = [(value, _children(value))]
@@ -327,17 +334,17 @@ def check_tree(value: Any) -> None:
     while stack:
         node, todo = stack[-1]
         if todo:
-            child = todo.pop()
-            if not isinstance(child, dict | list | tuple | Call):
+            child: object = todo.pop()
+            if not isinstance(child, _CONTAINERS):
                 totals[-1] += 1
-            elif (known := sizes.get(id(cast(object, child)))) is not None:
+            elif (known := sizes.get(id(child))) is not None:
                 totals[-1] += known
-            elif id(cast(object, child)) in open_ids:
+            elif id(child) in open_ids:
                 raise PickleError("pickle has a container that contains itself")
             elif len(stack) >= MAX_DEPTH:
                 raise PickleError(f"pickle nests deeper than {MAX_DEPTH}")
             else:
-                open_ids.add(id(cast(object, child)))
+                open_ids.add(id(child))
                 stack.append((child, _children(child)))
                 totals.append(1)
                 continue

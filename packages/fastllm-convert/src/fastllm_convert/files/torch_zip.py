@@ -14,6 +14,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -68,9 +69,10 @@ class TorchFile:
     @property
     def entries(self) -> dict[str, Any]:
         """The value as a mapping. Raises ``UserError`` when it is something else."""
-        if not isinstance(self.value, dict):
-            raise UserError(f"{self.file.path} holds a {type(self.value).__name__}, not a dict")
-        return cast("dict[str, Any]", self.value)
+        value: object = self.value
+        if not isinstance(value, dict):
+            raise UserError(f"{self.file.path} holds a {type(value).__name__}, not a dict")
+        return cast("dict[str, Any]", value)
 
 
 def read_torch(path: Path, *, start: int = 0, size: int | None = None) -> TorchFile:
@@ -117,7 +119,9 @@ def _read(window: _Window, file: SourceFile) -> TorchFile:
     except UserError as error:
         raise UserError(f"{file.path}: {error.message}", error.hint) from None
     if members[root + "data.pkl"].size > torch_pickle.MAX_PICKLE_BYTES:
-        raise UserError(f"{file.path}: its pickle is beyond {torch_pickle.MAX_PICKLE_BYTES:,} bytes")
+        raise UserError(
+            f"{file.path}: its pickle is beyond {torch_pickle.MAX_PICKLE_BYTES:,} bytes"
+        )
 
     def storage(ref: torch_pickle.Storage) -> _StorageRef:
         member = members.get(f"{root}data/{ref.key}")
@@ -126,7 +130,8 @@ def _read(window: _Window, file: SourceFile) -> TorchFile:
         dtype = BY_STORAGE[ref.type_name]
         if ref.numel * dtype.itemsize > member.size:
             raise torch_pickle.PickleError(
-                f"storage {ref.key} claims {ref.numel:,} elements, its member holds {member.size:,} bytes"
+                f"storage {ref.key} claims {ref.numel:,} elements, "
+                f"its member holds {member.size:,} bytes"
             )
         return _StorageRef(dtype, member, ref.numel)
 
@@ -141,17 +146,19 @@ def _content(window: _Window, member: Member) -> bytes:
 
 
 def _find_end(window: _Window) -> tuple[int, int, int]:
-    """(entries, size, offset) of the central directory. A comment is not allowed: torch writes none."""
+    """(entries, size, offset) of the central directory. No comment: torch writes none."""
     if window.size < _END.size or window.get(0, 4) != b"PK\x03\x04":
         hint = ""
         head = window.get(0, min(2, window.size))
         if head[:1] == b"\x80":
-            hint = "a pickle of torch before 1.6? load and save it again with a newer torch, on a machine you trust"
+            hint = "a pickle of torch before 1.6? save it again with a newer torch"
         raise UserError("not a torch zip file", hint)
     at = window.size - _END.size
     tag, disk, disk0, here, total, size, offset, comment = _END.unpack(window.get(at, _END.size))
     if tag != b"PK\x05\x06" or comment or disk or disk0 or here != total:
-        raise UserError("no zip directory at the end of the file", hint="the file is cut short or damaged")
+        raise UserError(
+            "no zip directory at the end of the file", hint="the file is cut short or damaged"
+        )
     if at >= _END64_LOCATOR.size:
         raw = window.get(at - _END64_LOCATOR.size, _END64_LOCATOR.size)
         tag, _, where, _ = _END64_LOCATOR.unpack(raw)
@@ -188,7 +195,7 @@ def _directory(window: _Window) -> Iterator[_Entry]:
 
 
 def _zip64(extra: bytes, full: int, packed: int, header: int) -> tuple[int, int, int]:
-    """Replace the 32-bit fields that are all ones by the zip64 extra field's, in its fixed order."""
+    """Replace 32-bit fields that are all ones by the zip64 extra field's, in its fixed order."""
     values = [full, packed, header]
     at = 0
     while at + 4 <= len(extra):
@@ -212,7 +219,9 @@ def _members(window: _Window, entries: list[_Entry]) -> dict[str, Member]:
         if entry.name in members:
             raise UserError(f"zip member {entry.name!r} appears twice")
         if entry.method != 0 or entry.packed != entry.size or entry.flags & 1:
-            raise UserError(f"zip member {entry.name!r} is compressed or encrypted: torch writes neither")
+            raise UserError(
+                f"zip member {entry.name!r} is compressed or encrypted: torch writes neither"
+            )
         fields = _LOCAL.unpack(window.get(entry.header, _LOCAL.size))
         name_len, extra_len = fields[9], fields[10]
         name = window.get(entry.header + _LOCAL.size, name_len)
@@ -224,7 +233,7 @@ def _members(window: _Window, entries: list[_Entry]) -> dict[str, Member]:
         members[entry.name] = Member(offset, entry.size, entry.crc)
         spans.append((entry.header, offset + entry.size))
     spans.sort()
-    for (_, end), (begin, _) in zip(spans, spans[1:], strict=False):
+    for (_, end), (begin, _) in pairwise(spans):
         if end > begin:
             raise UserError("zip members overlap")
     return members
@@ -233,7 +242,9 @@ def _members(window: _Window, entries: list[_Entry]) -> dict[str, Member]:
 def _root(members: dict[str, Member]) -> str:
     roots = [n[: -len("data.pkl")] for n in members if n == "data.pkl" or n.endswith("/data.pkl")]
     if len(roots) != 1 or not roots[0]:
-        raise UserError(f"archive has {len(roots)} data.pkl members, not one: not a torch.save file")
+        raise UserError(
+            f"archive has {len(roots)} data.pkl members, not one: not a torch.save file"
+        )
     if any(not name.startswith(roots[0]) for name in members):
         raise UserError("archive has members outside its root folder")
     return roots[0]
@@ -283,7 +294,8 @@ class _Tensors:
             last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
             if last >= ref.numel:
                 raise torch_pickle.PickleError(
-                    f"a tensor of shape {list(shape)} reaches element {last:,} of a storage of {ref.numel:,}"
+                    f"a tensor of shape {list(shape)} reaches element {last:,} "
+                    f"of a storage of {ref.numel:,}"
                 )
         item = ref.dtype.itemsize
         start = self.base + ref.member.offset + offset * item

@@ -1,0 +1,75 @@
+"""``fastllm-convert``: the console script, and ``python -m fastllm_convert``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+import click
+
+from fastllm_convert import __version__
+from fastllm_convert.commands.inspect import inspect
+from fastllm_convert.commands.plan import plan
+from fastllm_convert.commands.run import run
+from fastllm_convert.commands.verify import verify
+from fastllm_convert.errors import UserError
+
+_HELP = """Convert model checkpoints: Hugging Face, Meta, Megatron-LM, DeepSpeed.
+
+\b
+Example:
+  fastllm-convert run runs/my/checkpoints my-model-hf --to hf
+  fastllm-convert verify my-model-hf other-model-hf
+
+The source's format and family are detected. Nothing in a checkpoint is ever executed.
+"""
+
+
+@click.group(help=_HELP)
+@click.option("--debug", is_flag=True, envvar="FASTLLM_DEBUG", help="Show tracebacks.")
+@click.version_option(__version__, prog_name="fastllm-convert")
+def cli(debug: bool) -> None:
+    del debug  # main() looks at the command line itself: errors may come before parsing
+
+
+for _command in (run, plan, inspect, verify):
+    cli.add_command(_command)
+
+
+def _wants_traceback() -> bool:
+    return "--debug" in sys.argv[1:] or os.environ.get("FASTLLM_DEBUG", "") not in ("", "0")
+
+
+def _fail(message: str, hint: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    if hint:
+        print(f"hint: {' '.join(hint.split())}", file=sys.stderr)
+    if _wants_traceback():
+        traceback.print_exc()
+    return 2
+
+
+def main() -> int:
+    """Run the command line; returns the exit status (0 yes, 1 no, 2 bad input, 130 interrupted)."""
+    try:
+        status = cli.main(standalone_mode=False)
+    except UserError as error:
+        return _fail(error.message, error.hint)
+    except click.exceptions.Abort:
+        return 130
+    except KeyboardInterrupt:
+        return 130
+    except click.ClickException as error:
+        return _fail(error.format_message(), "fastllm-convert --help lists the commands")
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        message = f"unexpected {type(error).__name__}: {error}"
+        return _fail(message, "run again with --debug for the traceback")
+    return status if isinstance(status, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

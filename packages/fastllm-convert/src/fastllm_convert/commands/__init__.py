@@ -1,0 +1,1 @@
+"""One module per verb. They import click only; the work is imported inside the command."""

@@ -1,0 +1,122 @@
+"""Before anything is written: CRCs of the zip members to be read, tensors that must agree."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastllm_convert.arrays import Array, SourceFile
+from fastllm_convert.dtypes import DType, numpy_float, raw_numpy
+from fastllm_convert.engine.copying import Window, gather, windows
+from fastllm_convert.engine.plan import Piece
+from fastllm_convert.engine.sources import Sources
+from fastllm_convert.errors import UserError
+from fastllm_convert.files import crc32
+from fastllm_convert.files.torch_zip import Member
+
+_PART = 64 << 20
+
+
+def _part_crc(source: SourceFile, start: int, stop: int, sources: Sources) -> tuple[int, int]:
+    opened = sources[source]
+    buffer = bytearray(min(1 << 20, stop - start))
+    view = memoryview(buffer)
+    crc, at = 0, start
+    for begin, end in opened.data_ranges(start, stop):
+        if begin > at:
+            crc = crc32.combine(crc, crc32.of_zeros(begin - at), begin - at)
+        while begin < end:
+            count = os.preadv(opened.fd, [view[: min(len(buffer), end - begin)]], begin)
+            if count == 0:
+                raise UserError(f"{source.path} became shorter while it was being read")
+            crc = zlib.crc32(view[:count], crc)
+            begin += count
+        at = end
+    if at < stop:
+        crc = crc32.combine(crc, crc32.of_zeros(stop - at), stop - at)
+    return crc, stop - start
+
+
+def check_members(
+    checked: Sequence[tuple[SourceFile, Member]],
+    used: Sequence[SourceFile],
+    sources: Sources,
+    pool: ThreadPoolExecutor,
+) -> None:
+    """CRC-32 of every listed member. Raises ``UserError`` for the first that does not hold."""
+    paths = {s.path for s in used}
+    pending = [
+        (
+            file,
+            member,
+            [
+                pool.submit(
+                    _part_crc, file, at, min(at + _PART, member.offset + member.size), sources
+                )
+                for at in range(member.offset, member.offset + member.size, _PART)
+            ],
+        )
+        for file, member in checked
+        if file.path in paths
+    ]
+    for file, member, parts in pending:
+        total = 0
+        for part in parts:
+            crc, nbytes = part.result()
+            total = crc32.combine(total, crc, nbytes)
+        if total != member.crc:
+            raise UserError(
+                f"{file.path}: CRC-32 mismatch at byte {member.offset}: the file is damaged",
+                hint="if it was saved without CRCs (torch set_crc32_options), pass --no-crc",
+            )
+
+
+def first_difference(
+    a: Array, b: Array, sources: Sources, dtype: DType | None = None
+) -> float | None:
+    """None when equal bit for bit; else the largest absolute difference (inf when types differ)."""
+    if a.shape != b.shape or (dtype is None and a.dtype != b.dtype):
+        return float("inf")
+    largest: float | None = None
+    kind = a.dtype if dtype is None else dtype
+    cuts = (windows(Piece("", 0, x, kind), list(x.boxes()), widest=8) for x in (a, b))
+    for here, there in zip(*cuts, strict=True):
+        left = gather_window(a, here, kind, sources)
+        right = gather_window(b, there, kind, sources)
+        if np.array_equal(left, right):
+            continue
+        if not kind.floating:
+            return float("inf")
+        x = left.view(numpy_float(kind)).astype(np.float64)
+        y = right.view(numpy_float(kind)).astype(np.float64)
+        gap = np.abs(x - y)
+        worst = float("inf") if np.isnan(gap).any() else float(gap.max())
+        largest = worst if largest is None else max(largest, worst)
+    return largest
+
+
+def gather_window(
+    array: Array, window: Window, target: DType, sources: Sources
+) -> npt.NDArray[Any]:
+    """One window's elements, as unsigned integers of ``target``'s width; zeros materialised."""
+    found = gather(window, array.dtype, target, sources)
+    return np.zeros(window.shape, raw_numpy(target)) if found is None else found
+
+
+def check_equal(equal: Sequence[tuple[str, Array, Array]], sources: Sources) -> None:
+    """Tensors that the source holds twice must be the same."""
+    for what, a, b in equal:
+        if list(a.boxes()) == list(b.boxes()):
+            continue
+        gap = first_difference(a, b, sources)
+        if gap is not None:
+            raise UserError(
+                f"{what} differ (by up to {gap:.3g}), although the model says they are one",
+                hint="--untie keeps both" if "tied" in what else "the checkpoint is damaged",
+            )

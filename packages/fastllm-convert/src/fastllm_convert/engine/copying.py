@@ -1,0 +1,271 @@
+"""From one array to its bytes in an output file, cut into tasks of bounded size.
+
+Two ways to move bytes. Runs that are contiguous on both sides go through ``copy_file_range``: the
+kernel copies between page caches and no byte enters this process. Everything else (rotary
+permutation, column shards, transposition, a cast) is gathered with numpy into a buffer of at most
+``CHUNK`` bytes and written with one ``pwrite``.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fastllm_convert.arrays import Array, Box, SourceFile, contiguous_strides
+from fastllm_convert.dtypes import DType, numpy_float, raw_numpy
+from fastllm_convert.engine.plan import Piece
+from fastllm_convert.engine.sources import OpenSource, Sources
+from fastllm_convert.errors import UserError
+from fastllm_convert.files import crc32
+
+CHUNK = 8 << 20
+KERNEL_CHUNK = 64 << 20
+# Below this mean run length a gather (one memcpy per run, one write per 8 MB) beats a system call
+# per run: 64 KB at 3 GB/s is 20 us, about ten times what the call costs.
+MIN_RUN = 64 << 10
+
+
+class Run(NamedTuple):
+    """``nbytes`` from ``source`` (None: zeros) at ``start`` to byte ``offset`` of the output."""
+
+    offset: int
+    nbytes: int
+    source: SourceFile | None
+    start: int
+
+
+class Window(NamedTuple):
+    """The elements of a box of the array, contiguous in the output from byte ``offset`` on."""
+
+    offset: int
+    nbytes: int
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    boxes: tuple[Box, ...]
+
+
+Task = Run | Window
+
+
+def tasks(piece: Piece) -> list[Task]:
+    """The work of one piece, in the order of its bytes."""
+    boxes = list(piece.array.boxes())
+    if piece.dtype == piece.array.dtype:
+        runs = _runs(piece.array, boxes)
+        if runs is not None and sum(r.nbytes for r in runs) >= MIN_RUN * len(runs):
+            return [cut for run in runs for cut in _cut(run, piece.offset)]
+    return list(windows(piece, boxes))
+
+
+def _runs(array: Array, boxes: Sequence[Box]) -> list[Run] | None:
+    """The boxes as contiguous runs, neighbours joined; None when some box is strided."""
+    item = array.dtype.itemsize
+    steps = contiguous_strides(array.shape, item)
+    found: list[Run] = []
+    for box in boxes:
+        if not _is_flat(box, array.shape, item):
+            return None
+        offset = sum(s * step for s, step in zip(box.start, steps, strict=True))
+        found.append(Run(offset, math.prod(box.shape) * item, box.file, box.offset))
+    found.sort(key=lambda run: run.offset)
+    joined: list[Run] = []
+    for run in found:
+        last = joined[-1] if joined else None
+        if (
+            last is not None
+            and last.source is run.source
+            and (run.source is None or last.start + last.nbytes == run.start)
+        ):
+            joined[-1] = last._replace(nbytes=last.nbytes + run.nbytes)
+        else:
+            joined.append(run)
+    return joined
+
+
+def _is_flat(box: Box, shape: Sequence[int], item: int) -> bool:
+    """Contiguous in the array (full trailing axes) and in its file."""
+    partial = False  # an axis that is not full may only be preceded by axes of one element
+    step = item
+    for size, full, stride in zip(
+        reversed(box.shape), reversed(shape), reversed(box.strides), strict=True
+    ):
+        if partial and size > 1:
+            return False
+        if size > 1 and box.file is not None and stride != step:
+            return False
+        partial = partial or size != full
+        step *= size
+    return True
+
+
+def _cut(run: Run, base: int) -> Iterator[Run]:
+    for at in range(0, run.nbytes, KERNEL_CHUNK):
+        count = min(KERNEL_CHUNK, run.nbytes - at)
+        yield Run(base + run.offset + at, count, run.source, run.start + at)
+
+
+def windows(piece: Piece, boxes: Sequence[Box], *, widest: int = 0) -> Iterator[Window]:
+    """Cut into parts of at most ``CHUNK`` bytes along the outermost axes that allow it.
+
+    ``widest``: bytes per element to reckon with, when that of both types is not enough.
+    """
+    shape = piece.array.shape
+    item = max(piece.dtype.itemsize, piece.array.dtype.itemsize, widest)
+    axis = 0
+    while axis < len(shape) - 1 and math.prod(shape[axis + 1 :]) * item > CHUNK:
+        axis += 1
+    inner = math.prod(shape[axis + 1 :])
+    rows = max(1, CHUNK // max(1, inner * item))
+    offset = piece.offset
+    for prefix in np.ndindex(*shape[:axis]):
+        for low in range(0, shape[axis] if shape else 1, rows):
+            count = min(rows, shape[axis] - low) if shape else 1
+            start = (*prefix, low, *([0] * (len(shape) - axis - 1))) if shape else ()
+            size = (*([1] * axis), count, *shape[axis + 1 :]) if shape else ()
+            inside = tuple(b for b in boxes if _overlaps(b, start, size))
+            nbytes = math.prod(size) * piece.dtype.itemsize
+            yield Window(offset, nbytes, start, size, inside)
+            offset += nbytes
+
+
+def _overlaps(box: Box, start: Sequence[int], size: Sequence[int]) -> bool:
+    return all(
+        b < s + n and s < b + m
+        for b, m, s, n in zip(box.start, box.shape, start, size, strict=True)
+    )
+
+
+def run_task(task: Task, piece: Piece, sources: Sources, out: int, *, want_crc: bool) -> int:
+    """Move the bytes; returns their CRC-32 when wanted (0 otherwise)."""
+    if isinstance(task, Run):
+        return _run_range(task, sources, out, want_crc=want_crc)
+    buffer = gather(task, piece.array.dtype, piece.dtype, sources)
+    if buffer is None:
+        return crc32.of_zeros(task.nbytes) if want_crc else 0
+    view = buffer.reshape(-1).view(np.uint8).data
+    write_all(out, view, task.offset)
+    return zlib.crc32(view) if want_crc else 0
+
+
+def _run_range(run: Run, sources: Sources, out: int, *, want_crc: bool) -> int:
+    crc = 0
+    if run.source is None:
+        return crc32.of_zeros(run.nbytes) if want_crc else 0
+    source = sources[run.source]
+    at = run.start
+    for begin, end in source.data_ranges(run.start, run.start + run.nbytes):
+        if want_crc:
+            crc = crc32.combine(crc, crc32.of_zeros(begin - at), begin - at) if begin > at else crc
+            crc = _copy_with_crc(source, begin, end, out, run.offset + begin - run.start, crc)
+        else:
+            copy_range(source, begin, end, out, run.offset + begin - run.start)
+        at = end
+    stop = run.start + run.nbytes
+    if want_crc and at < stop:
+        crc = crc32.combine(crc, crc32.of_zeros(stop - at), stop - at)
+    return crc
+
+
+def copy_range(source: OpenSource, begin: int, end: int, out: int, offset: int) -> None:
+    """Kernel-side copy, falling back to read and write where the file systems cannot."""
+    while begin < end:
+        try:
+            done = os.copy_file_range(source.fd, out, end - begin, begin, offset)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            _copy_with_crc(source, begin, end, out, offset, 0)
+            return
+        if done == 0:
+            raise UserError(f"{source.path} became shorter while it was being read")
+        begin, offset = begin + done, offset + done
+
+
+def _copy_with_crc(
+    source: OpenSource, begin: int, end: int, out: int, offset: int, crc: int
+) -> int:
+    buffer = bytearray(min(1 << 20, end - begin))  # stays in the second-level cache
+    view = memoryview(buffer)
+    while begin < end:
+        done = os.preadv(source.fd, [view[: min(len(buffer), end - begin)]], begin)
+        if done == 0:
+            raise UserError(f"{source.path} became shorter while it was being read")
+        crc = zlib.crc32(view[:done], crc)
+        write_all(out, view[:done], offset)
+        begin, offset = begin + done, offset + done
+    return crc
+
+
+def write_all(fd: int, view: memoryview, offset: int) -> None:
+    """pwrite until everything is written."""
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done
+
+
+def gather(
+    window: Window, source_type: DType, target: DType, sources: Sources
+) -> npt.NDArray[Any] | None:
+    """The window's elements as one C-ordered buffer. None: nothing but zeros (holes, padding)."""
+    raw = raw_numpy(source_type)
+    buffer = np.empty(window.shape, raw)
+    empty = True
+    for box in window.boxes:
+        low = tuple(max(b, s) for b, s in zip(box.start, window.start, strict=True))
+        high = tuple(
+            min(b + m, s + n)
+            for b, m, s, n in zip(box.start, box.shape, window.start, window.shape, strict=True)
+        )
+        place = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, window.start, strict=True))
+        view = _view(box, low, high, raw, sources)
+        if view is None:
+            buffer[place] = 0
+        else:
+            buffer[place] = view
+            empty = False
+    if empty:
+        return None
+    return buffer if target == source_type else cast(buffer, source_type, target)
+
+
+def _view(
+    box: Box,
+    low: Sequence[int],
+    high: Sequence[int],
+    raw: np.dtype[Any],
+    sources: Sources,
+) -> npt.NDArray[Any] | None:
+    if box.file is None:
+        return None
+    source = sources[box.file]
+    shape = tuple(b - a for a, b in zip(low, high, strict=True))
+    offset = box.offset + sum(
+        (a - b) * step for a, b, step in zip(low, box.start, box.strides, strict=True)
+    )
+    last = offset + sum((n - 1) * step for n, step in zip(shape, box.strides, strict=True))
+    if source.sparse and not source.has_data(offset, last + raw.itemsize):
+        return None
+    if last + raw.itemsize > source.size:  # as_strided checks nothing itself
+        raise UserError(f"{source.path}: a tensor reaches past the end of the file")
+    # A view of unaligned bytes: numpy copies such arrays correctly, at memcpy speed for rows.
+    return np.ndarray(shape, raw, buffer=source.bytes.data, offset=offset, strides=box.strides)
+
+
+def cast(buffer: npt.NDArray[Any], source: DType, target: DType) -> npt.NDArray[Any]:
+    """Round to nearest, ties to even (IEEE 754; numpy's and ml_dtypes' conversion)."""
+    if not (source.floating and target.floating):
+        raise UserError(f"cannot cast {source.code} to {target.code}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        if source.code == "BF16" and target.code == "F32":
+            # bfloat16 is the upper half of a float32: widening is a shift, and exact.
+            return buffer.astype(np.uint32) << 16
+        values = buffer.view(numpy_float(source))
+        result = values.astype(numpy_float(target))
+    return result.view(raw_numpy(target))

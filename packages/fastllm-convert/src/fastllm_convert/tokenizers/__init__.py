@@ -1,0 +1,1 @@
+"""Tokenizer files: carried along, and SentencePiece models turned into ``tokenizer.json``."""

@@ -1,0 +1,85 @@
+"""Which files go along with the weights, and which are made from a bare SentencePiece model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastllm_convert.checkpoint import Companions
+from fastllm_convert.errors import UserError
+from fastllm_convert.files.json_file import dump
+from fastllm_convert.tokenizers import sentencepiece_model, tokenizer_json
+from fastllm_planner.arch import ArchSpec
+
+# Copied byte for byte when present.
+_CARRIED = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "LICENSE",
+    "LICENSE.md",
+    "LICENSE.txt",
+    "USE_POLICY.md",
+    "NOTICE",
+    "README.md",
+)
+_MAX_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Carried:
+    """``files``: name → content. ``token_ids``: bos/eos/pad ids the tokenizer knows."""
+
+    files: Mapping[str, bytes]
+    token_ids: Mapping[str, int] = field(default_factory=dict[str, int])
+    notes: Sequence[str] = ()
+
+
+def carried_files(companions: Companions, spec: ArchSpec) -> Carried:
+    """The tokenizer and other files of the source folder, completed to what transformers loads."""
+    if companions.folder is None:
+        return Carried({})
+    files = {
+        name: _read(companions.folder / name)
+        for name in _CARRIED
+        if (companions.folder / name).is_file()
+    }
+    if "tokenizer.model" not in files or "tokenizer.json" in files:
+        return Carried(files)
+    path = companions.folder / "tokenizer.model"
+    if files["tokenizer.model"][:1] != b"\n":  # field 1, wire type 2: the first piece
+        return Carried(files, notes=[f"{path} is not SentencePiece: carried as it is"])
+    model = sentencepiece_model.read(path)
+    if len(model.tokens) > spec.vocab:
+        raise UserError(
+            f"{path} has {len(model.tokens):,} pieces, the model's vocabulary is {spec.vocab:,}",
+            hint="this is another model's tokenizer",
+        )
+    ids = {"bos_token_id": model.bos_id, "eos_token_id": model.eos_id, "pad_token_id": model.pad_id}
+    token_ids = {k: v for k, v in ids.items() if 0 <= v < len(model.tokens)}
+    try:
+        converted = tokenizer_json.build(model, add_bos=companions.add_bos)
+    except UserError as error:
+        return Carried(files, token_ids, [f"{error.message}: only tokenizer.model is carried"])
+    config = tokenizer_json.tokenizer_config(
+        model, add_bos=companions.add_bos, max_length=spec.max_seq_len
+    )
+    files["tokenizer.json"] = dump(converted)
+    files.setdefault("tokenizer_config.json", dump(config))
+    return Carried(files, token_ids)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise UserError(f"{path} is larger than {_MAX_BYTES >> 20} MB: not a tokenizer file")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
