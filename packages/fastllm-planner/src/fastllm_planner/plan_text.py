@@ -21,7 +21,7 @@ TIME_PARTS = (
     ("bubble", "pipeline bubble"),
     ("optimizer", "optimizer"),
     ("offload", "offload"),
-    ("overhead", "launch and jitter"),
+    ("overhead", "launch, accumulation and jitter"),
 )
 
 

@@ -246,7 +246,9 @@ def estimate_step(
     micro = _micro_batch(spec, layout, cluster, backend, profile)
     m, p, v = layout.micro_batches, layout.pp, layout.virtual_stages
     sends = _pipeline_sends(spec, layout, cluster, backend) * profile.communication
-    slowest = micro.layer_part + micro.head + sends
+    per_layer = micro.layer_part / micro.layers
+    last = per_layer * stage_layers(spec.layers, p)[-1] + micro.head
+    slowest = max(micro.layer_part, last) + sends
     sums = model_sums(spec)
     owned = sums.held_by_layers(0, micro.layers, layout.tp, layout.ep)
     rate = cluster.gpu.memory_bandwidth * backend.memory_efficiency
@@ -258,7 +260,7 @@ def estimate_step(
     dp = _dp_seconds(spec, layout, cluster, backend, window / profile.communication)
     dp *= profile.communication
     optimizer, offload = _optimizer_seconds(spec, layout, cluster, backend)
-    overhead = m * micro.overhead + backend.step_overhead_ms * 1e-3
+    overhead = m * (micro.overhead + accumulate) + backend.step_overhead_ms * 1e-3
     nodes = max(1, cluster.nodes)
     jitter = 1.0 + JITTER_PER_DOUBLING * (nodes - 1).bit_length()
     busy = m * slowest + bubble + dp + optimizer + offload + backend.step_overhead_ms * 1e-3

@@ -45,14 +45,14 @@ class RopeSpec:
             raise ArchError(f"rope theta {theta!r} is not a positive number")
         frozen: list[tuple[str, Any]] = []
         for key, value in sorted(scaling.items()):
-            items = cast("list[object]", value) if isinstance(value, list) else [value]
-            if not all(
-                item is None or isinstance(item, str | bool | int | float) for item in items
-            ):
+            is_list = isinstance(value, list)
+            items = tuple(cast("list[object]", value)) if is_list else (value,)
+            kinds = (str, bool, int, float, type(None))
+            if not all(isinstance(item, kinds) for item in items):
                 raise ArchError(f"rope scaling {key!r} is neither a number, a string nor a list")
             if not all(is_number(item) for item in items if type(item) in (int, float)):
                 raise ArchError(f"rope scaling {key!r} holds a number out of range")
-            frozen.append((str(key), tuple(items) if isinstance(value, list) else value))
+            frozen.append((str(key), items if is_list else value))
         return cls(float(theta), tuple(frozen))
 
     @property

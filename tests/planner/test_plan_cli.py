@@ -1,0 +1,191 @@
+"""``plan`` and ``estimate``: verdict first, every figure consistent, exit 0/1/2."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastllm_planner.__main__ import main
+from fastllm_planner.arch import preset, to_hf_config
+
+PLAN_8B = "plan --model llama-3-8b --gpu H100-SXM --gpus 64 --global-batch 1024 --tokens 1e12"
+
+
+def run(command: str, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, str, str]:
+    status = main([*command.split(), *more])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def run_json(command: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    status, out, _ = run(command, capsys, "--json")
+    assert status == 0
+    return json.loads(out)
+
+
+def test_the_verdict_comes_first_and_sections_follow(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run(PLAN_8B + " --price 2.5", capsys)
+    assert status == 0
+    assert err == ""
+    assert re.match(
+        r"llama-3-8b on 64 × H100-SXM fits: [\d.]+ of 79\.\d GiB on the fullest rank.*, about "
+        r"\d+% MFU, [\d.]+ days for 1T tokens\.\n",
+        out,
+    )
+    words = ("Strategy:", "Memory per rank", "Step ", "Speed ", "TFLOPs ", "MFU ", "Training ")
+    words += ("Cost ", "Best strategies", "Assumptions")
+    places = [out.index("\n" + word) for word in words]
+    assert places == sorted(places)
+    assert "full attention" in out
+    assert "causal" in out
+    assert "of 989 TFLOPs" in out
+
+
+def test_json_figures_agree_with_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    data = run_json(PLAN_8B + " --price 2 --goodput 0.8 --top-k 3", capsys)
+    assert data["schema"] == 1
+    assert data["fits"] is True
+    assert len(data["plans"]) == 3
+    for plan in data["plans"]:
+        step, layout = plan["step_seconds"], plan["layout"]
+        assert layout["dp"] * layout["tp"] * layout["pp"] * layout["cp"] == 64
+        assert plan["peak_bytes"] == max(stage["total"] for stage in plan["stages"])
+        assert sum(stage["layers"] for stage in plan["stages"]) == 32
+        parts = [key for key in step if key.endswith("comm")]
+        parts += ["compute", "recompute", "bubble", "optimizer", "offload", "overhead"]
+        assert sum(step[part] for part in parts) == pytest.approx(step["total"], rel=1e-9)
+        seconds = 1e12 / (1024 * data["job"]["seq_len"]) * step["total"]
+        assert plan["days"] == pytest.approx(seconds / 86400 / 0.8)
+        assert plan["gpu_hours"] == pytest.approx(plan["days"] * 24 * 64)
+        assert plan["cost"] == pytest.approx(2 * plan["gpu_hours"])
+        assert plan["days_range"][0] < plan["days"] < plan["days_range"][1]
+        rate = 1024 * data["job"]["seq_len"] / step["total"] / 64
+        assert plan["tokens_per_s_per_gpu"] == pytest.approx(rate)
+        assert plan["mfu_full_pct"] == pytest.approx(100 * step["model_tflops_full"] / 989)
+
+
+def test_a_config_json_plans_like_its_preset(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(to_hf_config(preset("llama-3-8b"))), encoding="utf-8")
+    by_name = run_json(PLAN_8B, capsys)
+    by_file = run_json(PLAN_8B.replace("llama-3-8b", str(file)), capsys)
+    assert by_file["plans"] == by_name["plans"]
+
+
+def test_estimate_of_the_planned_layout_is_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    data = run_json(PLAN_8B, capsys)
+    chosen = data["plans"][0]
+    layout = chosen["layout"]
+    names = ("dp", "tp", "pp", "virtual_stages", "cp", "ep", "zero_stage", "micro_batch")
+    flags = " ".join(f"--{name.replace('_', '-')} {layout[name]}" for name in names)
+    flags += f" --recompute {layout['recompute']} --offload {layout['offload']}"
+    if not layout["sequence_parallel"]:
+        flags += " --no-sequence-parallel"
+    estimated = run_json(PLAN_8B.replace("plan ", "estimate ") + " " + flags, capsys)
+    assert estimated["plan"] == chosen
+
+
+def test_explain_groups_the_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(
+        "plan --model llama-2-70b --gpu A100-80G --gpus 32 --global-batch 128 --explain", capsys
+    )
+    assert status == 0
+    assert "Not listed" in out
+    assert "too little device memory" in out
+    assert "ZeRO-2 does not work with pipeline parallelism" in out
+    assert "e.g. ZeRO-" in out
+
+
+def test_exit_1_when_nothing_fits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    target = tmp_path / "train.toml"
+    status, out, _ = run(
+        "plan --model llama-2-70b --gpu RTX-4090 --gpus 1 --global-batch 8",
+        capsys,
+        *("--emit", str(target)),
+    )
+    assert status == 1
+    assert out.startswith("llama-2-70b on 1 × RTX-4090 does not fit: the leanest layout needs")
+    assert not target.exists()
+
+
+def test_estimate_exits_1_for_a_layout_that_cannot_run(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "estimate --model llama-2-70b --gpu H100-SXM --gpus 64 --global-batch 64"
+    status, out, _ = run(command + " --tp 8 --pp 8 --zero-stage 3", capsys)
+    assert status == 1
+    assert "cannot run: ZeRO-3 does not work with pipeline parallelism" in out
+    status, out, _ = run(command + " --zero-stage 1", capsys)
+    assert status == 1
+    assert "does not fit" in out.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("--gpu H100-SMX", "did you mean 'H100-SXM'"),
+        ("--model llama-3-8", "did you mean 'llama-3-8b'"),
+        ("--backend fastlm", "did you mean 'fastllm'"),
+        ("--gpus 0", "--gpus"),
+        ("--gpus -3", "--gpus"),
+        ("--dtype fp8 --gpu A100-80G", "fp8"),
+        ("--goodput 1.5", "goodput"),
+        ("--headroom 1", "headroom"),
+        ("--headroom nan", "headroom"),
+        ("--seq-len 99999999999", "limited"),
+        ("--profile missing.json", "missing.json"),
+        ("--emit out.xyz", "says no format"),
+        ("--emit no/such/folder/train.toml", "no folder"),
+        ("--network none", "--network"),
+        ("--global_batch 3", "--global_batch"),
+        ("--model gpt2 --seq-len 4096", "learned positions"),
+    ],
+)
+def test_bad_input_is_one_error_line(
+    change: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = run(f"{PLAN_8B} {change}", capsys)
+    assert status == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert message in err
+    assert len(err.splitlines()) <= 2
+
+
+def test_the_quickstart_plans_two_processes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    target = tmp_path / "train.toml"
+    command = (
+        "plan --model llama-10m --gpu cpu --gpus 2 --dtype fp32 --global-batch 16 --seq-len 256"
+    )
+    status, out, err = run(command, capsys, "--emit", str(target))
+    assert status == 0
+    assert "2 CPU processes of this machine fits" in out
+    assert err == f"wrote {target}\n"
+    config = tomllib.loads(target.read_text(encoding="utf-8"))
+    assert config["model"] == {"preset": "llama-10m"}
+    parallel, batch = config["parallel"], config["batch"]
+    assert (parallel["dp"], parallel["tp"], parallel["pp"], parallel["cp"]) == (2, 1, 1, 1)
+    assert (parallel["zero_stage"], parallel["offload"]) == (1, "none")
+    assert (batch["global"], batch["seq_len"]) == (16, 256)
+    assert 16 % (2 * batch["micro"]) == 0
+    assert config["precision"] == {"dtype": "fp32"}
+
+
+def test_models_and_gpus_list(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run("models", capsys)
+    assert status == 0
+    assert re.search(r"llama-2-70b +68,976,648,192", out)
+    status, out, _ = run("models deepseek-v3 --json", capsys)
+    assert json.loads(out)["active_params"] == 37_552_297_472
+    status, out, _ = run("gpus", capsys)
+    assert status == 0
+    assert "H100-SXM" in out
+    assert "\ncpu " in out
+    assert "H100-SXM" in run_json("gpus", capsys)["gpus"]
