@@ -9,8 +9,9 @@
 
 namespace fastllm::cpu {
 
-// Calls body(begin, end) once per thread on consecutive pieces of [0, count). Runs in the calling thread
-// when one piece would have fewer than `grain` items: waking a thread costs some microseconds.
+// Calls body(begin, end) once per thread on consecutive pieces of [0, count). Runs in the calling
+// thread when one piece would have fewer than `grain` items: waking a thread costs some
+// microseconds.
 template <class Body>
 void parallel_ranges(std::int64_t count, std::int64_t grain, const Body& body) {
     if (count <= 0) return;

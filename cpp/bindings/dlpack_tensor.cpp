@@ -1,0 +1,182 @@
+#include "dlpack_tensor.hpp"
+
+namespace py = pybind11;
+
+namespace fastllm::bindings {
+namespace {
+
+// Codes of DLDataTypeCode.
+constexpr std::uint8_t kFloat = 2;
+constexpr std::uint8_t kBfloat = 4;
+
+std::string text_of(const std::vector<std::int64_t>& shape) {
+    std::string text = "(";
+    for (const std::int64_t size : shape) text += std::to_string(size) + ",";
+    if (shape.size() > 1) text.pop_back();
+    return text + ")";
+}
+
+std::string type_of(py::handle object) { return py::str(py::type::of(object).attr("__name__")); }
+
+}  // namespace
+
+DlpackTensor::DlpackTensor(const char* op, const char* name, py::handle object)
+    : op_(op), name_(name) {
+    py::object capsule = py::reinterpret_borrow<py::object>(object);
+    if (!PyCapsule_CheckExact(object.ptr())) {
+        if (!py::hasattr(object, "__dlpack__")) {
+            throw py::type_error(std::string(op) + ": " + name + " is a " + type_of(object) +
+                                 ", expected a tensor with __dlpack__");
+        }
+        capsule = object.attr("__dlpack__")();
+    }
+    PyObject* const p = capsule.ptr();
+    if (PyCapsule_IsValid(p, "dltensor")) {
+        plain_ = static_cast<dlpack::Managed*>(PyCapsule_GetPointer(p, "dltensor"));
+        PyCapsule_SetName(p, "used_dltensor");
+    } else if (PyCapsule_IsValid(p, "dltensor_versioned")) {
+        auto* versioned =
+            static_cast<dlpack::ManagedVersioned*>(PyCapsule_GetPointer(p, "dltensor_versioned"));
+        if (versioned->major != 1) fail("is a DLPack tensor of an unknown major version");
+        versioned_ = versioned;
+        PyCapsule_SetName(p, "used_dltensor_versioned");
+    } else {
+        throw py::type_error(std::string(op) + ": " + name + " is not an unused DLPack capsule");
+    }
+    if (tensor().device_type != static_cast<std::int32_t>(Device::kCpu) &&
+        tensor().device_type != static_cast<std::int32_t>(Device::kCuda)) {
+        fail("is on DLPack device type " + std::to_string(tensor().device_type) +
+             ", expected CPU or CUDA");
+    }
+}
+
+DlpackTensor::DlpackTensor(DlpackTensor&& other) noexcept
+    : op_(other.op_), name_(other.name_), plain_(other.plain_), versioned_(other.versioned_) {
+    other.plain_ = nullptr;
+    other.versioned_ = nullptr;
+}
+
+DlpackTensor::~DlpackTensor() {
+    if (plain_ != nullptr && plain_->deleter != nullptr) plain_->deleter(plain_);
+    if (versioned_ != nullptr && versioned_->deleter != nullptr) versioned_->deleter(versioned_);
+}
+
+void DlpackTensor::fail(const std::string& what) const {
+    throw py::value_error(std::string(op_) + ": " + name_ + " " + what);
+}
+
+Device DlpackTensor::device() const { return static_cast<Device>(tensor().device_type); }
+
+std::int64_t DlpackTensor::size(int dimension) const {
+    return tensor().shape[dimension < 0 ? dimension + tensor().ndim : dimension];
+}
+
+std::int64_t DlpackTensor::count() const {
+    std::int64_t product = 1;
+    for (int i = 0; i < tensor().ndim; ++i) product *= tensor().shape[i];
+    return product;
+}
+
+std::vector<std::int64_t> DlpackTensor::shape() const {
+    return {tensor().shape, tensor().shape + tensor().ndim};
+}
+
+void* DlpackTensor::data() const {
+    return static_cast<unsigned char*>(tensor().data) + tensor().byte_offset;
+}
+
+DType DlpackTensor::dtype() const {
+    const dlpack::Tensor& t = tensor();
+    if (t.type_lanes == 1) {
+        if (t.type_code == kFloat && t.type_bits == 32) return DType::kFloat32;
+        if (t.type_code == kBfloat && t.type_bits == 16) return DType::kBFloat16;
+        if (t.type_code == kFloat && t.type_bits == 16) return DType::kFloat16;
+    }
+    fail("has DLPack type code " + std::to_string(t.type_code) + " with " +
+         std::to_string(t.type_bits) + " bits, expected float32, bfloat16 or float16");
+}
+
+const DlpackTensor& DlpackTensor::writable() const {
+    if (versioned_ != nullptr && (versioned_->flags & 1) != 0) fail("is read-only");
+    return *this;
+}
+
+const DlpackTensor& DlpackTensor::dense(DType expected) const {
+    if (dtype() != expected) {
+        fail(std::string("is ") + name_of(dtype()) + ", expected " + name_of(expected));
+    }
+    const dlpack::Tensor& t = tensor();
+    if (t.strides != nullptr && count() > 0) {
+        std::int64_t stride = 1;
+        for (int i = t.ndim - 1; i >= 0; --i) {
+            if (t.shape[i] != 1 && t.strides[i] != stride) fail("is not contiguous");
+            stride *= t.shape[i];
+        }
+    }
+    if (reinterpret_cast<std::uintptr_t>(data()) % size_in_bytes(expected) != 0) {
+        fail("is not aligned to its element size");
+    }
+    return *this;
+}
+
+const DlpackTensor& DlpackTensor::shaped(const std::vector<std::int64_t>& expected) const {
+    if (shape() != expected) {
+        fail("has shape " + text_of(shape()) + ", expected " + text_of(expected));
+    }
+    return *this;
+}
+
+const DlpackTensor& DlpackTensor::like(const DlpackTensor& other) const {
+    return shaped(other.shape());
+}
+
+const DlpackTensor& DlpackTensor::beside(const DlpackTensor& other) const {
+    if (device() != other.device() || device_id() != other.device_id()) {
+        fail(std::string("is on another device than ") + other.name_);
+    }
+    return *this;
+}
+
+MaybeTensor optional_tensor(const char* op, const char* name, py::handle object) {
+    if (object.is_none()) return std::nullopt;
+    return DlpackTensor(op, name, object);
+}
+
+namespace {
+
+void require_disjoint(const DlpackTensor& output, const DlpackTensor& other) {
+    const auto begin = reinterpret_cast<std::uintptr_t>(output.data());
+    const auto end = begin + output.count() * size_in_bytes(output.dtype());
+    const auto other_begin = reinterpret_cast<std::uintptr_t>(other.data());
+    const auto other_end = other_begin + other.count() * size_in_bytes(other.dtype());
+    if (begin < other_end && other_begin < end) {
+        output.fail(std::string("overlaps ") + other.name());
+    }
+}
+
+}  // namespace
+
+void require_disjoint(std::initializer_list<const DlpackTensor*> outputs,
+                      std::initializer_list<const DlpackTensor*> inputs) {
+    for (auto output = outputs.begin(); output != outputs.end(); ++output) {
+        if (*output == nullptr) continue;
+        for (const DlpackTensor* input : inputs) {
+            if (input != nullptr) require_disjoint(**output, *input);
+        }
+        for (auto other = outputs.begin(); other != output; ++other) {
+            if (*other != nullptr) require_disjoint(**output, **other);
+        }
+    }
+}
+
+void require_backend([[maybe_unused]] const DlpackTensor& tensor) {
+#if !FASTLLM_WITH_CUDA
+    if (tensor.device() == Device::kCuda) {
+        tensor.fail(
+            "is on a CUDA device, but fastllm_core was built without CUDA kernels "
+            "(reinstall with FASTLLM_CUDA=ON)");
+    }
+#endif
+}
+
+}  // namespace fastllm::bindings

@@ -1,0 +1,118 @@
+// Tensors that come from Python through DLPack, and the checks that operators make on them.
+//
+// Takes a capsule, or any object with __dlpack__(). The structures below are the C ABI that
+// DLPack 1.x prescribes (https://dmlc.github.io/dlpack/latest/c_api.html); capsules named
+// "dltensor" and "dltensor_versioned" are read.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "fastllm/dtype.hpp"
+
+namespace fastllm::bindings {
+
+enum class Device : std::int32_t { kCpu = 1, kCuda = 2 };
+
+namespace dlpack {
+
+struct Tensor {
+    void* data;
+    std::int32_t device_type;
+    std::int32_t device_id;
+    std::int32_t ndim;
+    std::uint8_t type_code;
+    std::uint8_t type_bits;
+    std::uint16_t type_lanes;
+    std::int64_t* shape;
+    std::int64_t* strides;  // in elements; null means dense and row-major
+    std::uint64_t byte_offset;
+};
+
+struct Managed {
+    Tensor tensor;
+    void* context;
+    void (*deleter)(Managed*);
+};
+
+struct ManagedVersioned {
+    std::uint32_t major;
+    std::uint32_t minor;
+    void* context;
+    void (*deleter)(ManagedVersioned*);
+    std::uint64_t flags;  // bit 0: read-only
+    Tensor tensor;
+};
+
+}  // namespace dlpack
+
+// One argument of an operator. Holds on to the tensor's memory for its own lifetime. Every check
+// throws ValueError (TypeError for what is no tensor) with the operator's and the argument's name.
+class DlpackTensor {
+  public:
+    DlpackTensor(const char* op, const char* name, pybind11::handle object);
+    ~DlpackTensor();
+    DlpackTensor(DlpackTensor&& other) noexcept;
+    DlpackTensor(const DlpackTensor&) = delete;
+    DlpackTensor& operator=(const DlpackTensor&) = delete;
+
+    const DlpackTensor& writable() const;
+    // Of this element type, dense and row-major, and aligned to its elements.
+    const DlpackTensor& dense(DType dtype) const;
+    const DlpackTensor& shaped(const std::vector<std::int64_t>& shape) const;
+    const DlpackTensor& like(const DlpackTensor& other) const;    // same shape
+    const DlpackTensor& beside(const DlpackTensor& other) const;  // same device
+
+    DType dtype() const;  // throws for any but float32, bfloat16 and float16
+    Device device() const;
+    std::int32_t device_id() const { return tensor().device_id; }
+    std::int32_t ndim() const { return tensor().ndim; }
+    std::int64_t size(int dimension) const;  // negative: from the end
+    std::int64_t count() const;              // of elements
+    std::vector<std::int64_t> shape() const;
+
+    void* data() const;
+    template <class T>
+    T* data_as() const {
+        return static_cast<T*>(data());
+    }
+
+    [[noreturn]] void fail(const std::string& what) const;
+    const char* name() const { return name_; }
+
+  private:
+    const dlpack::Tensor& tensor() const {
+        return versioned_ != nullptr ? versioned_->tensor : plain_->tensor;
+    }
+
+    const char* op_;
+    const char* name_;
+    dlpack::Managed* plain_ = nullptr;
+    dlpack::ManagedVersioned* versioned_ = nullptr;
+};
+
+using MaybeTensor = std::optional<DlpackTensor>;
+
+// None is no tensor.
+MaybeTensor optional_tensor(const char* op, const char* name, pybind11::handle object);
+
+inline void* data_or_null(const MaybeTensor& tensor) { return tensor ? tensor->data() : nullptr; }
+
+inline const DlpackTensor* pointer_or_null(const MaybeTensor& tensor) {
+    return tensor ? &*tensor : nullptr;
+}
+
+// Throws when memory of an output overlaps that of an input or of another output. Null pointers are
+// skipped. All tensors must have passed dense().
+void require_disjoint(std::initializer_list<const DlpackTensor*> outputs,
+                      std::initializer_list<const DlpackTensor*> inputs);
+
+// Throws when `tensor` is on a CUDA device and this build has no CUDA kernels.
+void require_backend(const DlpackTensor& tensor);
+
+}  // namespace fastllm::bindings

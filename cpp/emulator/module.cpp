@@ -1,0 +1,140 @@
+// fastllm_core's bindings over emulated device memory, and the emulator's own controls, for
+// tests/ops.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <stdexcept>
+
+#include "binding.hpp"
+#include "dlpack_tensor.hpp"
+#include "emulator.hpp"
+
+namespace py = pybind11;
+
+namespace {
+
+using fastllm::DType;
+namespace dlpack = fastllm::bindings::dlpack;
+
+DType dtype_named(const std::string& name) {
+    for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+        if (name == fastllm::name_of(dtype)) return dtype;
+    }
+    throw py::value_error("no dtype " + name);
+}
+
+// A tensor in emulated device memory, `offset` elements into its buffer.
+class DeviceArray {
+  public:
+    DeviceArray(std::vector<std::int64_t> shape, const std::string& dtype, std::int64_t offset)
+        : shape_(std::move(shape)), dtype_(dtype_named(dtype)) {
+        std::size_t count = 1;
+        for (const std::int64_t size : shape_) count *= static_cast<std::size_t>(size);
+        bytes_ = count * size_in_bytes(dtype_);
+        const std::size_t before = static_cast<std::size_t>(offset) * size_in_bytes(dtype_);
+        base_ = static_cast<unsigned char*>(emulator::device_malloc(before + bytes_));
+        data_ = base_ + before;
+    }
+    ~DeviceArray() { emulator::device_free(base_); }
+    DeviceArray(const DeviceArray&) = delete;
+    DeviceArray& operator=(const DeviceArray&) = delete;
+
+    void upload(const py::buffer& source) {
+        const py::buffer_info info = source.request();
+        require_bytes(static_cast<std::size_t>(info.size * info.itemsize));
+        emulator::copy_to_device(data_, info.ptr, bytes_);
+    }
+
+    void download(const py::buffer& target) const {
+        const py::buffer_info info = target.request(true);
+        require_bytes(static_cast<std::size_t>(info.size * info.itemsize));
+        emulator::copy_from_device(info.ptr, data_, bytes_);
+    }
+
+    py::capsule dlpack() {
+        auto* managed = new Managed{{}, shape_};
+        dlpack::Tensor& t = managed->base.tensor;
+        t.data = data_;
+        t.device_type = static_cast<std::int32_t>(fastllm::bindings::Device::kCuda);
+        t.ndim = static_cast<std::int32_t>(managed->shape.size());
+        t.type_code = dtype_ == DType::kBFloat16 ? 4 : 2;
+        t.type_bits = static_cast<std::uint8_t>(8 * size_in_bytes(dtype_));
+        t.type_lanes = 1;
+        t.shape = managed->shape.data();
+        managed->base.context = managed;
+        managed->base.deleter = [](dlpack::Managed* m) {
+            delete static_cast<Managed*>(m->context);
+        };
+        return py::capsule(&managed->base, "dltensor", [](PyObject* object) {
+            if (!PyCapsule_IsValid(object, "dltensor")) return;  // taken over by a consumer
+            auto* m = static_cast<dlpack::Managed*>(PyCapsule_GetPointer(object, "dltensor"));
+            m->deleter(m);
+        });
+    }
+
+  private:
+    struct Managed {
+        dlpack::Managed base;
+        std::vector<std::int64_t> shape;
+    };
+
+    void require_bytes(std::size_t bytes) const {
+        if (bytes != bytes_) throw py::value_error("the buffer has another size than the array");
+    }
+
+    std::vector<std::int64_t> shape_;
+    DType dtype_;
+    std::size_t bytes_ = 0;
+    unsigned char* base_ = nullptr;
+    unsigned char* data_ = nullptr;
+};
+
+py::dict counters() {
+    const emulator::Counters& c = emulator::counters();
+    py::dict d;
+    d["read_bytes"] = c.read_bytes;
+    d["written_bytes"] = c.written_bytes;
+    d["unique_read_bytes"] = c.unique_read_bytes;
+    d["unique_written_bytes"] = c.unique_written_bytes;
+    d["sectors"] = c.sectors;
+    d["min_sectors"] = c.min_sectors;
+    d["wavefronts"] = c.wavefronts;
+    d["min_wavefronts"] = c.min_wavefronts;
+    d["barriers"] = c.barriers;
+    d["warp_operations"] = c.warp_operations;
+    d["threads"] = c.threads;
+    return d;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_emulated, m) {
+    m.doc() = "fastllm_core's operators on an emulated CUDA device. Tests only.";
+    for (const auto bind : fastllm::bindings::binders()) bind(m);
+
+    py::class_<DeviceArray>(m, "DeviceArray", py::module_local())
+        .def(py::init<std::vector<std::int64_t>, std::string, std::int64_t>(), py::arg("shape"),
+             py::arg("dtype"), py::arg("offset") = 0)
+        .def("upload", &DeviceArray::upload)
+        .def("download", &DeviceArray::download)
+        .def("__dlpack__", &DeviceArray::dlpack);
+    m.def(
+        "set_options",
+        [](unsigned schedule, bool count_transactions, bool check, int multiprocessors) {
+            emulator::options() = {schedule, count_transactions, check, multiprocessors};
+        },
+        py::arg("schedule") = 0, py::arg("count_transactions") = false, py::arg("check") = true,
+        py::arg("multiprocessors") = 4);
+    m.def("counters", &counters);
+    m.def("clear_counters", &emulator::clear_counters);
+    m.def("reports", [] {
+        py::list list;
+        for (const emulator::Report& r : emulator::reports()) {
+            list.append(py::make_tuple(r.kind, r.kernel, r.text));
+        }
+        return list;
+    });
+    m.def("report_count", &emulator::report_count);
+    m.def("clear_reports", &emulator::clear_reports);
+}

@@ -1,0 +1,169 @@
+// Compiled once per vector level; see simd/simd.hpp.
+#include "rmsnorm_kernel.hpp"
+
+#include "simd/simd.hpp"
+
+namespace fastllm::cpu::FASTLLM_ISA {
+namespace {
+
+template <class T, bool kStream>
+void normalise_row(const T* h, const T* weight, float rstd, T* y, std::int64_t cols) {
+    const Vec scale = broadcast(rstd);
+    for_each_vec(cols, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
+        const Vec v = load(h + c, lanes) * scale * load(weight + c, lanes);
+        store_as<kStream>(y + c, v, lanes);
+    });
+}
+
+template <class T>
+float sum_of_squares(const T* x, std::int64_t cols) {
+    Sum4 squares;
+    for_each_vec(cols, [&](std::int64_t c, int slot, auto lanes) FASTLLM_LAMBDA {
+        const Vec v = load(x + c, lanes);
+        squares.part[slot] = multiply_add(v, v, squares.part[slot]);
+    });
+    return squares.total();
+}
+
+// Writes h = round(x + residual) and returns the sum of its squares.
+template <class T>
+float add_and_sum_squares(const T* x, const T* residual, T* h, std::int64_t cols) {
+    Sum4 squares;
+    for_each_vec(cols, [&](std::int64_t c, int slot, auto lanes) FASTLLM_LAMBDA {
+        store(h + c, load(x + c, lanes) + load(residual + c, lanes), lanes);
+        const Vec v = load(h + c, lanes);
+        squares.part[slot] = multiply_add(v, v, squares.part[slot]);
+    });
+    return squares.total();
+}
+
+template <class T>
+void fwd_rows(const RmsNormFwd& a, std::int64_t begin, std::int64_t end, bool stream) {
+    const auto* weight = static_cast<const T*>(a.weight);
+    for (std::int64_t row = begin; row < end; ++row) {
+        const std::int64_t offset = row * a.cols;
+        const T* h = static_cast<const T*>(a.x) + offset;
+        T* y = static_cast<T*>(a.y) + offset;
+        float squares;
+        if (a.residual != nullptr) {
+            T* out = static_cast<T*>(a.residual_out) + offset;
+            squares =
+                add_and_sum_squares(h, static_cast<const T*>(a.residual) + offset, out, a.cols);
+            h = out;
+        } else {
+            squares = sum_of_squares(h, a.cols);
+        }
+        const float rstd = 1.0f / square_root(squares / static_cast<float>(a.cols) + a.eps);
+        a.rstd[row] = rstd;
+        if (stream && can_stream(y)) {
+            normalise_row<T, true>(h, weight, rstd, y, a.cols);
+        } else {
+            normalise_row<T, false>(h, weight, rstd, y, a.cols);
+        }
+    }
+    if (stream) finish_streaming();
+}
+
+// Adds dy * h * rstd to `partial` and returns sum_c(dy * weight * h).
+template <class T>
+float accumulate_dweight(const T* dy, const T* h, const T* weight, float rstd, float* partial,
+                         std::int64_t cols) {
+    const Vec scale = broadcast(rstd);
+    Sum4 dots;
+    for_each_vec(cols, [&](std::int64_t c, int slot, auto lanes) FASTLLM_LAMBDA {
+        const Vec product = load(dy + c, lanes) * (load(h + c, lanes) * scale);
+        store(partial + c, load(partial + c, lanes) + product, lanes);
+        dots.part[slot] = multiply_add(product, load(weight + c, lanes), dots.part[slot]);
+    });
+    return dots.total();
+}
+
+template <class T, bool kStream, bool kHasDh>
+void input_gradient_row(const T* dy, const T* h, const T* weight, const T* dh, float rstd,
+                        float dot, T* dx, std::int64_t cols) {
+    const Vec scale = broadcast(rstd);
+    const Vec pull = broadcast(-rstd * (dot / static_cast<float>(cols)) * rstd);
+    for_each_vec(cols, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
+        const Vec g = load(dy + c, lanes) * load(weight + c, lanes);
+        Vec v = multiply_add(load(h + c, lanes), pull, g * scale);
+        if constexpr (kHasDh) v = v + load(dh + c, lanes);
+        store_as<kStream>(dx + c, v, lanes);
+    });
+}
+
+template <class T>
+void bwd_part(const RmsNormBwd& a, std::int64_t part, bool stream) {
+    const std::int64_t rows_per_part = (a.rows + a.parts - 1) / a.parts;
+    const std::int64_t begin = part * rows_per_part;
+    const std::int64_t end = begin + rows_per_part < a.rows ? begin + rows_per_part : a.rows;
+    const auto* weight = static_cast<const T*>(a.weight);
+    float* partial = a.partial + part * a.cols;
+    for (std::int64_t c = 0; c < a.cols; ++c) partial[c] = 0.0f;
+    for (std::int64_t row = begin; row < end; ++row) {
+        const std::int64_t offset = row * a.cols;
+        const T* dy = static_cast<const T*>(a.dy) + offset;
+        const T* h = static_cast<const T*>(a.h) + offset;
+        const T* dh = a.dh != nullptr ? static_cast<const T*>(a.dh) + offset : nullptr;
+        T* dx = static_cast<T*>(a.dx) + offset;
+        const float rstd = a.rstd[row];
+        const float dot = accumulate_dweight(dy, h, weight, rstd, partial, a.cols);
+        const bool go_around = stream && can_stream(dx);
+        auto* gradient = go_around ? (dh != nullptr ? &input_gradient_row<T, true, true>
+                                                    : &input_gradient_row<T, true, false>)
+                                   : (dh != nullptr ? &input_gradient_row<T, false, true>
+                                                    : &input_gradient_row<T, false, false>);
+        gradient(dy, h, weight, dh, rstd, dot, dx, a.cols);
+    }
+    if (stream) finish_streaming();
+}
+
+template <class T>
+void bwd_reduce(const RmsNormBwd& a, std::int64_t begin, std::int64_t end) {
+    auto* dweight = static_cast<T*>(a.dweight) + begin;
+    for_each_vec(end - begin, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
+        Vec total = broadcast(0.0f);
+        for (std::int64_t part = 0; part < a.parts; ++part) {
+            total = total + load(a.partial + part * a.cols + begin + c, lanes);
+        }
+        store(dweight + c, total, lanes);
+    });
+}
+
+void fwd_any(const RmsNormFwd& a, std::int64_t begin, std::int64_t end, bool stream) {
+    switch (a.dtype) {
+        case DType::kFloat32:
+            return fwd_rows<float>(a, begin, end, stream);
+        case DType::kBFloat16:
+            return fwd_rows<bfloat16>(a, begin, end, stream);
+        case DType::kFloat16:
+            return fwd_rows<float16>(a, begin, end, stream);
+    }
+}
+
+void bwd_part_any(const RmsNormBwd& a, std::int64_t part, bool stream) {
+    switch (a.dtype) {
+        case DType::kFloat32:
+            return bwd_part<float>(a, part, stream);
+        case DType::kBFloat16:
+            return bwd_part<bfloat16>(a, part, stream);
+        case DType::kFloat16:
+            return bwd_part<float16>(a, part, stream);
+    }
+}
+
+void bwd_reduce_any(const RmsNormBwd& a, std::int64_t begin, std::int64_t end) {
+    switch (a.dtype) {
+        case DType::kFloat32:
+            return bwd_reduce<float>(a, begin, end);
+        case DType::kBFloat16:
+            return bwd_reduce<bfloat16>(a, begin, end);
+        case DType::kFloat16:
+            return bwd_reduce<float16>(a, begin, end);
+    }
+}
+
+}  // namespace
+
+const RmsNormKernels rmsnorm = {fwd_any, bwd_part_any, bwd_reduce_any};
+
+}  // namespace fastllm::cpu::FASTLLM_ISA

@@ -1,0 +1,114 @@
+// Eight floats in an AVX2 register. Included only where the file is compiled for x86-64-v3.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "fastllm/dtype.hpp"
+
+namespace fastllm::cpu::avx2 {
+
+inline constexpr int kWidth = 8;
+
+struct Vec {
+    __m256 v;
+};
+
+struct AllLanes {};
+struct FirstLanes {
+    int count;
+};
+
+FASTLLM_INLINE Vec broadcast(float value) { return {_mm256_set1_ps(value)}; }
+
+FASTLLM_INLINE Vec widen(__m128i half_words, const bfloat16*) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half_words), 16))};
+}
+FASTLLM_INLINE Vec widen(__m128i half_words, const float16*) {
+    return {_mm256_cvtph_ps(half_words)};
+}
+
+FASTLLM_INLINE __m128i narrow(Vec value, const bfloat16*) {
+    const __m256i bits = _mm256_castps_si256(value.v);
+    const __m256i upper = _mm256_srli_epi32(bits, 16);
+    const __m256i odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
+    const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, bias), 16);
+    const __m256i quiet = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
+    const __m256 is_nan = _mm256_cmp_ps(value.v, value.v, _CMP_UNORD_Q);
+    const __m256i words = _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(is_nan));
+    return _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+}
+FASTLLM_INLINE __m128i narrow(Vec value, const float16*) {
+    return _mm256_cvtps_ph(value.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+FASTLLM_INLINE __m256i mask_of(FirstLanes lanes) {
+    const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes.count), index);
+}
+
+FASTLLM_INLINE Vec load(const float* p, AllLanes) { return {_mm256_loadu_ps(p)}; }
+FASTLLM_INLINE Vec load(const float* p, FirstLanes lanes) {
+    return {_mm256_maskload_ps(p, mask_of(lanes))};
+}
+template <class T>
+FASTLLM_INLINE Vec load(const T* p, AllLanes) {
+    return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), p);
+}
+template <class T>
+FASTLLM_INLINE Vec load(const T* p, FirstLanes lanes) {
+    alignas(16) T copy[kWidth] = {};
+    for (int i = 0; i < lanes.count; ++i) copy[i] = p[i];
+    return widen(_mm_load_si128(reinterpret_cast<const __m128i*>(copy)), p);
+}
+
+FASTLLM_INLINE void store(float* p, Vec v, AllLanes) { _mm256_storeu_ps(p, v.v); }
+FASTLLM_INLINE void store(float* p, Vec v, FirstLanes lanes) {
+    _mm256_maskstore_ps(p, mask_of(lanes), v.v);
+}
+template <class T>
+FASTLLM_INLINE void store(T* p, Vec v, AllLanes) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow(v, p));
+}
+template <class T>
+FASTLLM_INLINE void store(T* p, Vec v, FirstLanes lanes) {
+    alignas(16) T copy[kWidth];
+    _mm_store_si128(reinterpret_cast<__m128i*>(copy), narrow(v, p));
+    for (int i = 0; i < lanes.count; ++i) p[i] = copy[i];
+}
+
+// Stores that go around the cache need an address aligned to the register.
+template <class T>
+FASTLLM_INLINE bool can_stream(const T* p) {
+    return reinterpret_cast<std::uintptr_t>(p) % (kWidth * sizeof(T)) == 0;
+}
+FASTLLM_INLINE void store_streaming(float* p, Vec v, AllLanes) { _mm256_stream_ps(p, v.v); }
+template <class T>
+FASTLLM_INLINE void store_streaming(T* p, Vec v, AllLanes) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p), narrow(v, p));
+}
+template <class T>
+FASTLLM_INLINE void store_streaming(T* p, Vec v, FirstLanes lanes) {
+    store(p, v, lanes);
+}
+FASTLLM_INLINE void finish_streaming() { _mm_sfence(); }
+
+FASTLLM_INLINE Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+FASTLLM_INLINE Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+FASTLLM_INLINE Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+FASTLLM_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+
+FASTLLM_INLINE float sum(Vec a) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    s = _mm_add_ss(s, _mm_movehdup_ps(s));
+    return _mm_cvtss_f32(s);
+}
+
+FASTLLM_INLINE float square_root(float value) {
+    return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(value)));
+}
+
+}  // namespace fastllm::cpu::avx2

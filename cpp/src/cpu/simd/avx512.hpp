@@ -1,0 +1,113 @@
+// Sixteen floats in an AVX-512 register. Included only where the file is compiled for x86-64-v4.
+//
+// VCVTNEPS2BF16 (AVX512_BF16) is not used: it flushes denormals to zero, and not every x86-64-v4
+// processor has it.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "fastllm/dtype.hpp"
+
+namespace fastllm::cpu::avx512 {
+
+inline constexpr int kWidth = 16;
+
+struct Vec {
+    __m512 v;
+};
+
+struct AllLanes {};
+struct FirstLanes {
+    int count;
+};
+
+FASTLLM_INLINE __mmask16 mask_of(FirstLanes lanes) {
+    return static_cast<__mmask16>((1u << lanes.count) - 1u);
+}
+
+FASTLLM_INLINE Vec broadcast(float value) { return {_mm512_set1_ps(value)}; }
+
+FASTLLM_INLINE Vec widen(__m256i half_words, const bfloat16*) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half_words), 16))};
+}
+FASTLLM_INLINE Vec widen(__m256i half_words, const float16*) {
+    return {_mm512_cvtph_ps(half_words)};
+}
+
+FASTLLM_INLINE __m256i narrow(Vec value, const bfloat16*) {
+    const __m512i bits = _mm512_castps_si512(value.v);
+    const __m512i upper = _mm512_srli_epi32(bits, 16);
+    const __m512i odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
+    const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, bias), 16);
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(value.v, value.v, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(
+        _mm512_mask_or_epi32(rounded, is_nan, upper, _mm512_set1_epi32(0x40)));
+}
+FASTLLM_INLINE __m256i narrow(Vec value, const float16*) {
+    return _mm512_cvtps_ph(value.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+FASTLLM_INLINE Vec load(const float* p, AllLanes) { return {_mm512_loadu_ps(p)}; }
+FASTLLM_INLINE Vec load(const float* p, FirstLanes lanes) {
+    return {_mm512_maskz_loadu_ps(mask_of(lanes), p)};
+}
+template <class T>
+FASTLLM_INLINE Vec load(const T* p, AllLanes) {
+    return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), p);
+}
+template <class T>
+FASTLLM_INLINE Vec load(const T* p, FirstLanes lanes) {
+    return widen(_mm256_maskz_loadu_epi16(mask_of(lanes), p), p);
+}
+
+FASTLLM_INLINE void store(float* p, Vec v, AllLanes) { _mm512_storeu_ps(p, v.v); }
+FASTLLM_INLINE void store(float* p, Vec v, FirstLanes lanes) {
+    _mm512_mask_storeu_ps(p, mask_of(lanes), v.v);
+}
+template <class T>
+FASTLLM_INLINE void store(T* p, Vec v, AllLanes) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(v, p));
+}
+template <class T>
+FASTLLM_INLINE void store(T* p, Vec v, FirstLanes lanes) {
+    _mm256_mask_storeu_epi16(p, mask_of(lanes), narrow(v, p));
+}
+
+// Stores that go around the cache need an address aligned to the register.
+template <class T>
+FASTLLM_INLINE bool can_stream(const T* p) {
+    return reinterpret_cast<std::uintptr_t>(p) % (kWidth * sizeof(T)) == 0;
+}
+FASTLLM_INLINE void store_streaming(float* p, Vec v, AllLanes) { _mm512_stream_ps(p, v.v); }
+template <class T>
+FASTLLM_INLINE void store_streaming(T* p, Vec v, AllLanes) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow(v, p));
+}
+template <class T>
+FASTLLM_INLINE void store_streaming(T* p, Vec v, FirstLanes lanes) {
+    store(p, v, lanes);
+}
+FASTLLM_INLINE void finish_streaming() { _mm_sfence(); }
+
+FASTLLM_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+FASTLLM_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+FASTLLM_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+FASTLLM_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+
+FASTLLM_INLINE float sum(Vec a) {
+    const __m256 upper = _mm512_extractf32x8_ps(a.v, 1);
+    const __m256 s8 = _mm256_add_ps(_mm512_castps512_ps256(a.v), upper);
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    s = _mm_add_ss(s, _mm_movehdup_ps(s));
+    return _mm_cvtss_f32(s);
+}
+
+FASTLLM_INLINE float square_root(float value) {
+    return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(value)));
+}
+
+}  // namespace fastllm::cpu::avx512
