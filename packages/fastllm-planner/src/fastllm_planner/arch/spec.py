@@ -57,7 +57,10 @@ class RopeSpec:
 
     @property
     def scaling_dict(self) -> dict[str, Any]:
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in self.scaling}
+        return {
+            k: list(cast("tuple[object, ...]", v)) if isinstance(v, tuple) else v
+            for k, v in self.scaling
+        }
 
 
 @dataclass(frozen=True)
