@@ -21,6 +21,15 @@ class Backend:
     ZeRO stage says which are divided. ``fp32_shard``: parameters live as fp32 shards and are cast
     when gathered (FSDP), so the gathered copy comes on top.
 
+    Memory of activations: ``saved_per_hidden`` bytes x h per token for norm inputs and outputs,
+    ``saved_mlp_extra`` bytes x MLP width, ``logits_bytes`` per logit at the loss, ``scores_bytes``
+    per attention score without flash attention (softmax 2, dropout 2 and its mask 1), all but the
+    loss times ``activation_multiplier``. ``stage_buffers``: copies of the stage input that the
+    pipeline engine keeps per micro-batch in flight. ``optimizer_temp_bytes`` per updated parameter
+    live in the optimizer step only. ``bf16_extra_grad_bytes`` per parameter: DeepSpeed's
+    BF16_Optimizer keeps fp32 gradients beside the bf16 ones. ``context_gib``: CUDA context, NCCL
+    and the engine's fixed buffers; ``fragmentation``: share that the allocator caches unused.
+
     Time: ``gemm``: share of the device's measured matmul ceiling that a large GEMM of this stack
     reaches; ``attention``: newest flash-attention generation it uses (``hardware/attention.toml``);
     ``*_bytes``: memory traffic per element of one norm, residual addition, rotary embedding and
@@ -38,6 +47,9 @@ class Backend:
     description: str
     # regular expression on a run's source and notes that tells this stack ("" for never)
     detect: str = ""
+    # stacks that share kernels and habits: what one teaches about speed holds partly for the others
+    family: str = ""
+    default_zero_stage: int = 1
     # what it can do
     max_zero_stage: int = 3
     tensor_parallel: bool = True
@@ -55,12 +67,12 @@ class Backend:
     saved_mlp_extra: float = 0.0
     activation_multiplier: float = 1.0
     logits_bytes: float = 6.0
-    # attention_mask_bytes: bytes per score kept by unfused attention (mask, softmax, dropout)
     scores_bytes: float = 5.0
     context_gib: float = 1.5
     fragmentation: float = 0.04
     stage_buffers: float = 0.0
-    flat_copy: float = 0.0
+    optimizer_temp_bytes: float = 0.0
+    bf16_extra_grad_bytes: float = 0.0
     # time
     gemm: float = 0.92
     attention: str = "fa3"

@@ -2,10 +2,10 @@
 
 A *cell* is what one published series says about one (device, backend): the median of
 log(measured / predicted) over its rows, the prediction being the model's without any factor.
-``fit_effects`` explains the cells by random effects (backend + device + pair), shrunk towards zero
-by how much evidence there is, with a variance *per series*: a hundred near-identical rows of one
-series are one witness, not a hundred. A pair that nobody measured gets its backend's and its
-device's effect; an unknown backend on an unknown device gets none.
+``fit_effects`` explains the cells by random effects (family of stacks + backend + device + pair),
+shrunk towards zero by how much evidence there is, with a variance *per series*: a hundred
+near-identical rows of one series are one witness, not a hundred. A pair that nobody measured gets
+the effects of its family, backend and device; an unknown stack on an unknown device gets none.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
+from fastllm_planner.backends import backend as backend_by_name
 from fastllm_planner.profile import Profile
 
 # Standard deviations of log time, from published MFU by stack and device (docs/planner-accuracy.md).
-BACKEND_SD = 0.10
+FAMILY_SD = 0.07
+BACKEND_SD = 0.07
 DEVICE_SD = 0.06
 PAIR_SD = 0.05
 SERIES_SD = 0.07
@@ -42,55 +44,47 @@ class Cell:
 
 @dataclass(frozen=True)
 class Effects:
-    """Fitted log effects by backend, by device and by (device, backend)."""
+    """Fitted log effects by key: a family, a backend, a device or a (device, backend)."""
 
-    backend: dict[str, float]
-    device: dict[str, float]
-    pair: dict[tuple[str, str], float]
+    values: dict[tuple[str, ...], float]
 
     def profile(self, gpu: str, backend: str) -> Profile:
         """Efficiency profile of a (device, backend), seen or not."""
-        log = self.backend.get(backend, 0.0) + self.device.get(gpu, 0.0)
-        log += self.pair.get((gpu, backend), 0.0)
-        known = (backend in self.backend) + (gpu in self.device)
-        spread = (SPREAD_UNKNOWN, SPREAD_PARTLY, SPREAD_PARTLY)[known]
-        if (gpu, backend) in self.pair:
+        keys = _keys(gpu, backend)
+        factor = math.exp(sum(self.values.get(key, 0.0) for key in keys))
+        if ("pair", gpu, backend) in self.values:
             spread = SPREAD_KNOWN
-        factor = math.exp(log)
+        else:
+            seen = any(key in self.values for key in keys)
+            spread = SPREAD_PARTLY if seen else SPREAD_UNKNOWN
         return Profile(gpu, backend, factor, factor, spread)
+
+
+_SD = {"family": FAMILY_SD, "backend": BACKEND_SD, "device": DEVICE_SD, "pair": PAIR_SD}
+
+
+def _keys(gpu: str, backend: str) -> tuple[tuple[str, ...], ...]:
+    family = backend_by_name(backend).family
+    return (("family", family), ("backend", backend), ("device", gpu), ("pair", gpu, backend))
 
 
 def fit_effects(cells: Iterable[Cell]) -> Effects:
     """Posterior means of the effects (ridge regression with the prior variances above)."""
-    rows = list(cells)
-    backends = sorted({c.backend for c in rows})
-    devices = sorted({c.gpu for c in rows})
-    pairs = sorted({(c.gpu, c.backend) for c in rows})
-    size = len(backends) + len(devices) + len(pairs)
-    matrix = [[0.0] * size for _ in range(size)]
-    right = [0.0] * size
-    variances = [BACKEND_SD**2] * len(backends)
-    variances += [DEVICE_SD**2] * len(devices) + [PAIR_SD**2] * len(pairs)
-    for i, variance in enumerate(variances):
-        matrix[i][i] = 1.0 / variance
-    for cell in rows:
+    rows = [(cell, _keys(cell.gpu, cell.backend)) for cell in cells]
+    names = sorted({key for _, keys in rows for key in keys})
+    index = {key: i for i, key in enumerate(names)}
+    matrix = [[0.0] * len(names) for _ in names]
+    right = [0.0] * len(names)
+    for key, i in index.items():
+        matrix[i][i] = 1.0 / _SD[key[0]] ** 2
+    for cell, keys in rows:
         weight = 1.0 / (SERIES_SD**2 + ROW_SD**2 / cell.rows)
-        at = (
-            backends.index(cell.backend),
-            len(backends) + devices.index(cell.gpu),
-            len(backends) + len(devices) + pairs.index((cell.gpu, cell.backend)),
-        )
+        at = [index[key] for key in keys]
         for i in at:
             right[i] += weight * cell.log_ratio
             for j in at:
                 matrix[i][j] += weight
-    solution = _solve(matrix, right)
-    middle = len(backends) + len(devices)
-    return Effects(
-        backend=dict(zip(backends, solution, strict=False)),
-        device=dict(zip(devices, solution[len(backends) :], strict=False)),
-        pair=dict(zip(pairs, solution[middle:], strict=True)),
-    )
+    return Effects(dict(zip(names, _solve(matrix, right), strict=True)))
 
 
 def _solve(matrix: list[list[float]], right: Sequence[float]) -> list[float]:

@@ -17,6 +17,10 @@ from fastllm_planner.layout import Layout
 from fastllm_planner.model_sums import ModelSums, model_sums
 
 
+# Share of the allocator's cache that cannot be given back when memory runs out (it splits blocks).
+IRREDUCIBLE_FRAGMENTATION = 0.5
+
+
 @dataclass(frozen=True)
 class StageMemory:
     """Bytes that one rank of pipeline stage ``stage`` needs at its peak.
@@ -66,6 +70,11 @@ class StageMemory:
     def total(self) -> float:
         return self.allocated + self.fragmentation + self.overhead
 
+    @property
+    def required(self) -> float:
+        """What the device must have: before it fails, the allocator gives back most of its cache."""
+        return self.allocated + IRREDUCIBLE_FRAGMENTATION * self.fragmentation + self.overhead
+
 
 @dataclass(frozen=True)
 class MemoryEstimate:
@@ -89,23 +98,27 @@ class MemoryEstimate:
         """What ``torch.cuda.max_memory_allocated`` would show on the fullest rank."""
         return max(stage.allocated for stage in self.stages)
 
+    @property
+    def required(self) -> float:
+        """Bytes without which the job fails."""
+        return max(stage.required for stage in self.stages)
+
     def fits(self, cluster: Cluster) -> bool:
         host = cluster.host_memory_bytes
         host_ok = host is None or self.host_bytes <= host
-        return self.peak <= cluster.gpu.memory_bytes and host_ok
+        return self.required <= cluster.gpu.memory_bytes and host_ok
 
 
 @lru_cache(maxsize=4096)
 def stage_layers(layers: int, pp: int) -> tuple[int, ...]:
-    """Layers of each stage: even; or, as BLOOM did, the two ends counted as layers; or spread."""
-    if layers % pp == 0:
-        return (layers // pp,) * pp
-    if pp > 2 and (layers + 2) % pp == 0:
-        inner = (layers + 2) // pp
-        return (inner - 1, *(inner,) * (pp - 2), inner - 1)
+    """Layers of each stage: even, or the remainder on the stages without embedding or head first.
+
+    70 layers on 12 stages are 5, 6 x 10, 5: what BLOOM got by counting the two ends as layers.
+    """
     base, extra = divmod(layers, pp)
-    middle = pp - extra
-    return tuple(base + (1 if stage >= middle else 0) for stage in range(pp))
+    order = [*range(1, pp - 1), 0, pp - 1]
+    larger = set(order[:extra])
+    return tuple(base + (stage in larger) for stage in range(pp))
 
 
 def in_flight(layout: Layout, stage: int) -> float:
@@ -126,31 +139,43 @@ def saved_bytes_per_token(spec: ArchSpec, layout: Layout, backend: Backend) -> f
     Without recomputation: norm inputs and outputs (``saved_per_hidden`` x h, split only by sequence
     parallelism), q, k, v, attention output and the MLP's (split by tensor parallelism).
     """
-    h, tp = spec.hidden, layout.tp
-    sp = tp if layout.sequence_parallel else 1
-    boundary = 2.0 * h / sp
+    whole = _saved_by_layer(spec, layout, backend)
+    if layout.recompute == "none":
+        if layout.flash:
+            return whole
+        return whole + backend.activation_multiplier * _scores(spec, layout, backend)
+    sequence = layout.tp if layout.sequence_parallel else 1
+    boundary = 2.0 * spec.hidden / sequence
     if layout.recompute == "full":
         kept = boundary
+    elif backend.selective == "half":
+        # the layer input, the attention output and half of the matrix products' outputs
+        products = 2.0 * spec.q_size + 4.0 * spec.kv_size
+        products += 2.0 * (spec.mlp_matrices - 1) * _mlp_width(spec)
+        kept = boundary + (2.0 * spec.q_size + products / 2) / layout.tp + 2.0 * spec.hidden
     else:
-        kept = _saved_without_recompute(spec, layout, backend, sp)
-    if layout.recompute_share < 1.0 and layout.recompute != "none":
-        full = _saved_without_recompute(spec, layout, backend, sp)
-        kept = layout.recompute_share * kept + (1 - layout.recompute_share) * full
-    return kept
+        kept = whole
+    return layout.recompute_share * kept + (1.0 - layout.recompute_share) * whole
 
 
-def _saved_without_recompute(spec: ArchSpec, layout: Layout, backend: Backend, sp: int) -> float:
+def _mlp_width(spec: ArchSpec) -> float:
+    """MLP width that one token passes through."""
+    if spec.moe is None:
+        return float(spec.ffn_hidden)
+    return float(spec.moe.active_experts * spec.moe.ffn_hidden + spec.moe.shared_ffn_hidden)
+
+
+def _scores(spec: ArchSpec, layout: Layout, backend: Backend) -> float:
+    """Bytes per token of one layer's attention scores, where they are kept."""
+    return backend.scores_bytes * spec.heads * layout.seq_len / layout.tp
+
+
+def _saved_by_layer(spec: ArchSpec, layout: Layout, backend: Backend) -> float:
     h, tp = spec.hidden, layout.tp
     wide = 4.0 * spec.q_size + 4.0 * spec.kv_size
-    if spec.moe is None:
-        width = float(spec.ffn_hidden)
-    else:
-        active = spec.moe.active_experts * spec.moe.ffn_hidden + spec.moe.shared_ffn_hidden
-        width = float(active)
     per_width = 2.0 * spec.mlp_matrices + backend.saved_mlp_extra
-    kept = backend.saved_per_hidden * h / sp + (wide + per_width * width) / tp
-    if not layout.flash and layout.recompute == "none":
-        kept += backend.scores_bytes * spec.heads * layout.seq_len / tp
+    kept = backend.saved_per_hidden * h / (tp if layout.sequence_parallel else 1)
+    kept += (wide + per_width * _mlp_width(spec)) / tp
     return kept * backend.activation_multiplier
 
 
@@ -159,13 +184,12 @@ def _layer_workspace(spec: ArchSpec, layout: Layout, backend: Backend, tokens: f
     h, tp = spec.hidden, layout.tp
     width = spec.ffn_hidden if spec.moe is None else spec.moe.ffn_hidden
     gate = spec.mlp_matrices - 1
-    gradients = 2.0 * spec.mlp_matrices * width / tp * tokens + 2.0 * gate * h * width / tp
+    live = 2.0 * spec.mlp_matrices * width / tp * tokens + 2.0 * gate * h * width / tp
     if layout.recompute == "full":
-        sp = tp if layout.sequence_parallel else 1
-        gradients += tokens * _saved_without_recompute(spec, layout, backend, sp)
-        if not layout.flash:
-            gradients += tokens * backend.scores_bytes * spec.heads * layout.seq_len / tp
-    return gradients
+        live += tokens * _saved_by_layer(spec, layout, backend)
+    if layout.recompute != "none" and not layout.flash:
+        live += tokens * _scores(spec, layout, backend)
+    return live
 
 
 def _padded_vocab(spec: ArchSpec, tp: int) -> float:
@@ -214,13 +238,16 @@ def stage_memory(
     logits = 0.0
     if stage == layout.pp - 1:
         rows = _padded_vocab(spec, layout.tp)
-        logits = backend.logits_bytes * rows * tokens
+        logits = backend.logits_bytes * rows * tokens + 2.0 * rows * spec.hidden
     gathered = 0.0
     if layout.zero_stage == 3 and layout.shard_size > 1:
-        gathered = 2.0 * 2.0 * sums.largest_layer / layout.tp
+        # two layers' bf16 weights (the next one is prefetched) and one layer's gradients
+        per_param = 4.0 + backend.grad_reduce_bytes
+        gathered = per_param * sums.largest_layer / layout.tp
     workspace = _layer_workspace(spec, layout, backend, tokens)
-    temporaries = 4.0 * optimizer / max(backend.optimizer_bytes, 1.0)
-    allocated = weights + gradients + optimizer + activations + max(logits, workspace) + gathered
+    temporaries = backend.optimizer_temp_bytes * optimizer / backend.optimizer_bytes
+    states = weights + gradients + optimizer
+    live = max(activations + max(logits, workspace) + gathered, temporaries)
     return StageMemory(
         stage=stage,
         layers=layers,
@@ -233,7 +260,7 @@ def stage_memory(
         gathered_layers=gathered,
         comm_buffers=buffers,
         optimizer_temporaries=temporaries,
-        fragmentation=backend.fragmentation * allocated,
+        fragmentation=backend.fragmentation * (states + live + buffers),
         overhead=backend.context_gib * GIB,
     )
 
@@ -250,7 +277,10 @@ def _states(
     if backend.fp32_shard and zero == 2:
         # grad_op: fp32 shards plus a whole bf16 copy that stays gathered after the forward pass
         weights = backend.weight_bytes * divided + 2.0 * held
-    gradients = backend.grad_bytes * (divided if zero >= 2 else held)
+    grad_bytes = backend.grad_bytes
+    if layout.dtype == "bf16" and zero <= 1:
+        grad_bytes += backend.bf16_extra_grad_bytes
+    gradients = grad_bytes * (divided if zero >= 2 else held)
     optimizer = backend.optimizer_bytes * (divided if zero >= 1 else held)
     if layout.offload != "none":
         optimizer = 0.0
@@ -282,9 +312,6 @@ def estimate_memory(
 
 
 def peak_bytes(spec: ArchSpec, layout: Layout, cluster: Cluster, backend: Backend) -> float:
-    """``estimate_memory(...).peak`` from the stages that can hold it (fast)."""
-    first = stage_memory(spec, layout, cluster, backend, 0).total
-    if layout.pp == 1:
-        return first
-    second = stage_memory(spec, layout, cluster, backend, 1).total
-    return max(first, second, stage_memory(spec, layout, cluster, backend, layout.pp - 1).total)
+    """``estimate_memory(...).required`` from the stages that can hold it (fast)."""
+    stages = {0, min(1, layout.pp - 1), layout.pp - 1}
+    return max(stage_memory(spec, layout, cluster, backend, i).required for i in stages)

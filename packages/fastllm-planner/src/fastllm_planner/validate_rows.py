@@ -84,7 +84,7 @@ def _row(name: str, cell: Mapping[str, str]) -> Row:
     flash = cell.get("flash", "") != "0"
     backend = detect_backend(text, sharding, flash=flash, pp=_int(cell, "pp", 1))
     spec = _spec(cell)
-    layout = _layout(cell, spec, sharding, text, flash)
+    layout = _layout(cell, spec, sharding or str(backend.default_zero_stage), text, flash)
     memory, kind = _memory(cell)
     return Row(
         id=name,
