@@ -4,11 +4,34 @@ Everything here works on numpy arrays and raw pointers; nothing imports a framew
 """
 
 from fastllm_core import _core
-from fastllm_core._core import features
+from fastllm_core._core import (
+    DatasetBuilder,
+    Encoder,
+    InputError,
+    blend,
+    exhaustive_blend,
+    features,
+    gpt_indices,
+    python_encoder,
+    sentencepiece_encoder,
+    sentencepiece_info,
+)
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "features"]
+__all__ = [
+    "DatasetBuilder",
+    "Encoder",
+    "InputError",
+    "__version__",
+    "blend",
+    "exhaustive_blend",
+    "features",
+    "gpt_indices",
+    "python_encoder",
+    "sentencepiece_encoder",
+    "sentencepiece_info",
+]
 
 if _core.version() != __version__:
     raise ImportError(

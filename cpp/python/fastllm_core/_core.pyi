@@ -1,7 +1,76 @@
 """Types of the compiled extension. One section per file of cpp/bindings."""
 
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 # build_info.cpp
 def version() -> str: ...
 def features() -> dict[str, Any]: ...
+
+# dataset_builder.cpp
+class InputError(ValueError): ...
+class JsonError(ValueError): ...
+
+class Encoder:
+    @property
+    def vocab_size(self) -> int: ...
+    def encode(self, text: str) -> NDArray[np.uint32]: ...
+    def encode_batch(self, texts: list[str]) -> list[NDArray[np.uint32]]: ...
+
+def python_encoder(encode: Callable[[list[str]], list[list[int]]], vocab_size: int) -> Encoder: ...
+def sentencepiece_encoder(model_bytes: bytes) -> Encoder: ...
+def sentencepiece_info(model_bytes: bytes) -> dict[str, Any]: ...
+def parse_json_line(line: bytes, keys: list[str]) -> list[tuple[str, list[bytes], bool]]: ...
+
+class DatasetBuilder:
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        keys: list[str],
+        targets: list[tuple[str, str]],
+        format: str = "json",
+        eod_id: int | None = None,
+        bos_id: int | None = None,
+        append_eod: bool = False,
+        empty_document: str = "boundary",
+        int32: bool = False,
+        stop_on_error: bool = True,
+        workers: int = 1,
+        block_bytes: int = 1 << 20,
+        resume_at: list[tuple[int, int, int]] | None = None,
+        on_bad_line: Callable[[str, int, str, bytes], None] | None = None,
+        on_written: Callable[[dict[str, int]], None] | None = None,
+    ) -> None: ...
+    def add_file(
+        self, path: str, begin: int = 0, end: int = 2**64 - 1, first_line: int = 0
+    ) -> None: ...
+    def begin_stream(self, name: str, first_line: int = 0) -> None: ...
+    def feed(self, data: bytes | bytearray | memoryview) -> None: ...
+    def end_stream(self) -> None: ...
+    def sync(self) -> list[tuple[int, int, int]]: ...
+    def finish(self) -> None: ...
+    def counts(self) -> dict[str, int]: ...
+    @property
+    def lines_in_source(self) -> int: ...
+
+# gpt_index.cpp
+def gpt_indices(
+    *,
+    lengths: NDArray[np.int32],
+    documents: NDArray[np.int32],
+    epochs: int,
+    separate: bool,
+    seq_length: int,
+    extra: int,
+    samples: int,
+    first_part: int,
+    seed: int,
+) -> tuple[NDArray[np.int32], NDArray[Any], NDArray[Any]]: ...
+def blend(
+    weights: NDArray[np.float64], samples: int
+) -> tuple[NDArray[np.int16], NDArray[np.int64]]: ...
+def exhaustive_blend(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int16], NDArray[np.int64]]: ...

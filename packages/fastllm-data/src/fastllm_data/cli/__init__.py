@@ -1,0 +1,1 @@
+"""The commands: one module a verb, loaded when the verb is asked for."""

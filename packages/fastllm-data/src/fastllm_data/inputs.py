@@ -1,0 +1,120 @@
+"""Input files: which there are, and how their lines reach the builder."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import json
+import os
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from fastllm_core import DatasetBuilder
+
+from fastllm_data.errors import UserError
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input. ``kind``: plain, gz, or stdin."""
+
+    name: str
+    kind: str
+    size: int  # bytes on disk; 0 for stdin
+
+    def describe(self) -> dict[str, Any]:
+        return {"file": self.name, "kind": self.kind, "bytes": self.size}
+
+
+def find_sources(patterns: tuple[str, ...]) -> list[Source]:
+    """Expand files, globs and ``-`` (standard input), in the order given; a glob's files by name."""
+    sources: list[Source] = []
+    for pattern in patterns:
+        if pattern == "-":
+            sources.append(Source("standard input", "stdin", 0))
+            continue
+        path = Path(pattern)
+        # A glob that matches is for shells that did not expand it; a real name wins.
+        matches = [path] if path.exists() else [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
+        if not matches:
+            raise UserError(f"{pattern}: no such file")
+        sources.extend(_file(match) for match in matches)
+    return sources
+
+
+def _file(path: Path) -> Source:
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder", f"name its files: '{path}/*.jsonl'")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path}: cannot be read")
+    kind = "gz" if path.suffix == ".gz" else "plain"
+    if kind == "plain" and not path.is_file():
+        kind = "pipe"
+    return Source(str(path), kind, path.stat().st_size)
+
+
+def add_source(builder: DatasetBuilder, source: Source) -> None:
+    """Hand all lines of one input to the builder."""
+    if source.kind == "plain":
+        builder.add_file(source.name)
+        return
+    with open_source(source) as stream:
+        builder.begin_stream(source.name)
+        try:
+            while chunk := stream.read(CHUNK):
+                builder.feed(chunk)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(f"{source.name}: damaged gzip data: {error}") from error
+        builder.end_stream()
+
+
+@contextmanager
+def open_source(source: Source) -> Iterator[IO[bytes]]:
+    """The decompressed bytes of an input."""
+    if source.kind == "stdin":
+        yield sys.stdin.buffer
+    elif source.kind == "gz":
+        with gzip.open(source.name, "rb") as stream:
+            yield stream
+    else:
+        with Path(source.name).open("rb") as stream:
+            yield stream
+
+
+def sample_texts(source: Source, keys: tuple[str, ...], count: int) -> list[str]:
+    """About ``count`` texts spread over an input, for comparing encoders.
+
+    Lines that are not what they should be are passed over here: the builder reports them.
+    """
+    if source.kind not in ("plain", "gz"):
+        return []
+    texts: list[str] = []
+    with open_source(source) as stream:
+        for i in range(count):
+            if source.kind == "plain" and i > 0:
+                stream.seek(source.size * i // count)
+                stream.readline()
+            line = stream.readline(CHUNK)
+            if not line:
+                break
+            texts.extend(_texts(line, keys))
+    return texts
+
+
+def _texts(line: bytes, keys: tuple[str, ...]) -> Iterator[str]:
+    try:
+        record: Any = json.loads(line)
+        for key in keys:
+            value: Any = record[key]
+            for text in value if isinstance(value, list) else [value]:
+                text.encode()  # a lone surrogate is no text
+                yield text
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return

@@ -1,0 +1,86 @@
+"""Where output goes: names, the folder of unfinished work, and the sidecar file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastllm_data.errors import UserError
+
+SUFFIXES = (".bin", ".idx", ".meta.json")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One dataset: ``prefix`` + .bin, .idx, .meta.json; written under ``work`` until complete."""
+
+    prefix: Path
+    work: Path
+
+    def file(self, suffix: str) -> Path:
+        return self.prefix.with_name(self.prefix.name + suffix)
+
+    def work_file(self, suffix: str) -> Path:
+        return self.work / (self.prefix.name + suffix)
+
+    def exists(self) -> bool:
+        return any(self.file(suffix).exists() for suffix in SUFFIXES)
+
+    def publish(self) -> None:
+        """Give the complete files their names; the .idx last, as readers open it first."""
+        for suffix in (".meta.json", ".bin", ".idx"):
+            os.replace(self.work_file(suffix), self.file(suffix))
+
+
+def targets_of(out: Path, keys: tuple[str, ...], level: str = "document") -> list[Target]:
+    """Megatron's names: ``{out}_{key}_{level}``."""
+    return [
+        Target(out.with_name(f"{out.name}_{key}_{level}"), work_folder(out)) for key in keys
+    ]
+
+
+def work_folder(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
+
+
+def open_work_folder(out: Path, targets: list[Target], *, force: bool) -> Path:
+    """Make the folder for unfinished output. Raises UserError if there is output already."""
+    for target in targets:
+        if target.exists() and not force:
+            raise UserError(f"{target.prefix} exists", "--force replaces it")
+    work = work_folder(out)
+    if work.exists():
+        if not force:
+            raise UserError(
+                f"{work} exists: another run is writing it, or one was killed",
+                "--force starts again from nothing",
+            )
+        shutil.rmtree(work)
+    try:
+        work.parent.mkdir(parents=True, exist_ok=True)
+        work.mkdir()
+    except OSError as error:
+        raise UserError(f"{work}: {error.strerror}") from error
+    return work
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write beside the target, flush to disk, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(content, file, ensure_ascii=False, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

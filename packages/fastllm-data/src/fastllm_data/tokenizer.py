@@ -1,0 +1,166 @@
+"""Tokenizer files: which kind one is, its ids, its reference library, its fast encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fastllm_core import Encoder, InputError, sentencepiece_encoder, sentencepiece_info
+
+from fastllm_data.errors import UserError
+
+EncodeBatch = Callable[[list[str]], list[list[int]]]
+DecodeIds = Callable[[list[int]], str]
+
+# End-of-document tokens of well-known tokenizers, in the order in which they are tried.
+EOD_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>")
+BOS_TOKENS = ("<|begin_of_text|>", "<s>", "<bos>")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The reference library's functions; loading them imports that library."""
+
+    encode: EncodeBatch
+    decode: DecodeIds
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """One tokenizer file. Nothing heavy is imported before ``reference`` is used."""
+
+    kind: str
+    path: Path
+    sha256: str
+    vocab_size: int
+    eod_id: int | None
+    bos_id: int | None
+    load_reference: Callable[[], Reference] = field(repr=False)
+    load_fast: Callable[[], Encoder] | None = field(default=None, repr=False)
+    no_fast_reason: str = ""
+
+    @cached_property
+    def reference(self) -> Reference:
+        return self.load_reference()
+
+    @property
+    def int32(self) -> bool:
+        """Whether token files of this vocabulary hold int32; Megatron's limit is 65,500."""
+        return self.vocab_size >= 65500
+
+    def describe(self) -> dict[str, Any]:
+        """What the sidecar records."""
+        return {
+            "kind": self.kind,
+            "file": self.path.name,
+            "sha256": self.sha256,
+            "vocab_size": self.vocab_size,
+            "eod_id": self.eod_id,
+            "bos_id": self.bos_id,
+        }
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read a SentencePiece ``.model`` or a Hugging Face ``tokenizer.json`` (or a folder with one).
+
+    The kind is found from the content. Raises UserError for anything else.
+    """
+    if path.is_dir():
+        for name in ("tokenizer.model", "tokenizer.json"):
+            if (path / name).is_file():
+                return load_tokenizer(path / name)
+        raise UserError(f"{path}: no tokenizer.model or tokenizer.json in this folder")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"tokenizer {path}: {error.strerror}", "fastllm-data train-tokenizer makes one"
+        ) from error
+    if content[:1] == b"{":
+        return _tokenizer_json(path, content)
+    return _sentencepiece(path, content)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _sentencepiece(path: Path, content: bytes) -> Tokenizer:
+    try:
+        info = sentencepiece_info(content)
+    except InputError as error:
+        raise UserError(
+            f"tokenizer {path}: {error}",
+            "known kinds: SentencePiece .model, Hugging Face tokenizer.json",
+        ) from error
+
+    def reference() -> Reference:
+        from sentencepiece import SentencePieceProcessor
+
+        processor: Any = SentencePieceProcessor()
+        processor.LoadFromSerializedProto(content)
+
+        def encode(texts: list[str]) -> list[list[int]]:
+            return [processor.EncodeAsIds(text) for text in texts]
+
+        return Reference(encode=encode, decode=processor.DecodeIds)
+
+    reason: str = info["unsupported"]
+
+    def fast() -> Encoder:
+        return sentencepiece_encoder(content)
+
+    def known(token: int) -> int | None:
+        return token if token >= 0 else None
+
+    return Tokenizer(
+        kind="sentencepiece",
+        path=path,
+        sha256=_digest(content),
+        vocab_size=info["vocab_size"],
+        eod_id=known(info["eos_id"]),
+        bos_id=known(info["bos_id"]),
+        load_reference=reference,
+        load_fast=None if reason else fast,
+        no_fast_reason=reason,
+    )
+
+
+def _tokenizer_json(path: Path, content: bytes) -> Tokenizer:
+    try:
+        parsed: dict[str, Any] = json.loads(content)
+        vocab: dict[str, int] | list[Any] = parsed["model"]["vocab"]
+        added: dict[str, int] = {t["content"]: int(t["id"]) for t in parsed["added_tokens"]}
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise UserError(f"tokenizer {path}: not a Hugging Face tokenizer.json") from error
+    ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
+    names: dict[str, int] = {**(vocab if isinstance(vocab, dict) else {}), **added}
+
+    def first(candidates: tuple[str, ...]) -> int | None:
+        return next((names[name] for name in candidates if name in names), None)
+
+    def reference() -> Reference:
+        from tokenizers import Tokenizer as HFTokenizer
+
+        hf = HFTokenizer.from_buffer(content)
+
+        def encode(texts: list[str]) -> list[list[int]]:
+            return [e.ids for e in hf.encode_batch(texts, add_special_tokens=False)]
+
+        return Reference(encode=encode, decode=lambda ids: hf.decode(ids, False))
+
+    return Tokenizer(
+        kind="tokenizer.json",
+        path=path,
+        sha256=_digest(content),
+        vocab_size=max([*ids, *added.values()], default=-1) + 1,
+        eod_id=first(EOD_TOKENS),
+        bos_id=first(BOS_TOKENS),
+        load_reference=reference,
+        no_fast_reason="no fast encoder for tokenizer.json",
+    )
