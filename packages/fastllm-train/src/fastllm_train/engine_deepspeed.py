@@ -59,11 +59,9 @@ class DeepSpeedEngine:
         settings = deepspeed_config(config)
         sharded = self._stage == 3
         dtype = config.precision.torch_dtype
-        construct = (
-            deepspeed.zero.Init(config_dict_or_path=settings, dtype=dtype)
-            if sharded
-            else nullcontext()
-        )
+        # No dtype argument: where fp16 is unsupported (CPU), DeepSpeed 0.19 takes bf16 whatever it
+        # says (`dtype or fp16 if supported else bf16`); from the configuration it reads it right.
+        construct = deepspeed.zero.Init(config_dict_or_path=settings) if sharded else nullcontext()
         with construct:
             model = Decoder(spec, recompute=config.parallel.recompute)
         assert_parameters(model, spec)

@@ -19,6 +19,7 @@ from fastllm_train.distributed import threads_per_process
 from fastllm_train.errors import UserError
 
 POLL_S = 0.1
+LAUNCHER_PID = "FASTLLM_LAUNCHER_PID"
 FAILED_PEER_GRACE_S = 15.0
 
 
@@ -35,6 +36,7 @@ def worker_environment(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": str(threads_per_process(env, world_size)),
+        LAUNCHER_PID: str(os.getpid()),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
@@ -31,7 +32,7 @@ from fastllm_train.metrics import (
     throughput,
 )
 from fastllm_train.peak import job_peak
-from fastllm_train.run_folder import RunFolder, write_atomically, write_config
+from fastllm_train.run_folder import RunFolder, lock, write_atomically, write_config
 from fastllm_train.schedule import learning_rate
 
 STATE_SCHEMA = 1
@@ -47,14 +48,20 @@ class Ending:
 
 
 class StopRequest:
-    """SIGTERM or SIGINT arrived; the loop looks between steps and all ranks stop together."""
+    """SIGTERM or SIGINT arrived, or our launcher died (a rank that trained on alone would fight the
+    next run over the folder). The loop looks between steps, and all ranks stop together."""
 
-    def __init__(self) -> None:
+    def __init__(self, launcher_pid: int | None = None) -> None:
         self.signal: int | None = None
+        self._launcher_pid = launcher_pid
 
     def install(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
+
+    def asked(self) -> bool:
+        orphaned = self._launcher_pid is not None and os.getppid() != self._launcher_pid
+        return self.signal is not None or orphaned
 
     def _handle(self, number: int, frame: object) -> None:
         del frame
@@ -71,10 +78,12 @@ def train(
     ``fresh`` deletes the run's checkpoints and metrics first.
     """
     folder = RunFolder(Path(config.run.out))
+    on_rank_0(lambda: lock(folder))
     source = _open_data_in_turn(config, spec)
     if fresh:
         on_rank_0(lambda: _start_again(folder))
     found = _agree_on_checkpoint(folder)
+    torch.manual_seed(config.run.seed)
     engine: Engine = DeepSpeedEngine(config, spec, device)
     step, consumed = 0, 0
     if found.path is not None:
@@ -123,7 +132,7 @@ class _Run:
             data_s = time.perf_counter() - start
             step += 1
             lr = learning_rate(config.schedule, config.optim.lr, step)
-            outcome = self.engine.train_step(batches, lr, stop=request.signal is not None)
+            outcome = self.engine.train_step(batches, lr, stop=request.asked())
             consumed += config.batch.global_size
             seconds = time.perf_counter() - start
             self._record(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from fastllm_train.errors import UserError
 from fastllm_train.toml_text import to_toml
@@ -44,6 +45,31 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
+
+
+_locks: list[IO[str]] = []
+
+
+def lock(folder: RunFolder) -> None:
+    """Make this process the only one that trains in ``folder``, until it ends.
+
+    ``UserError`` when another one does. The kernel drops the lock with its process, however that
+    dies. A file system without locks is trained on unlocked.
+    """
+    folder.root.mkdir(parents=True, exist_ok=True)
+    file = (folder.root / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(
+            f"another run is training in {folder.root}",
+            hint="wait until it has stopped, or set another run.out",
+        ) from error
+    except OSError:
+        file.close()
+        return
+    _locks.append(file)
 
 
 def fsync_folder(folder: Path) -> None:

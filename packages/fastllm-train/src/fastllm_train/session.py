@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 from fastllm_planner.arch import ArchSpec
 from fastllm_train.config import Config
 from fastllm_train.distributed import Place, join, leave, pick_device
+from fastllm_train.launch import LAUNCHER_PID
 
 
 def run_rank(config: Config, spec: ArchSpec, place: Place, *, fresh: bool) -> int:
@@ -15,7 +17,8 @@ def run_rank(config: Config, spec: ArchSpec, place: Place, *, fresh: bool) -> in
     join(place, device)
     from fastllm_train.loop import StopRequest, train
 
-    request = StopRequest()
+    launcher = os.environ.get(LAUNCHER_PID, "")
+    request = StopRequest(int(launcher) if launcher and int(launcher) == os.getppid() else None)
     request.install()
     ending = train(config, spec, device, request, fresh=fresh)
     leave()

@@ -26,17 +26,21 @@ def _write(table: Mapping[str, Any], path: tuple[str, ...], lines: list[str]) ->
 
 def _key(key: str) -> str:
     bare = key.isascii() and key.replace("_", "").replace("-", "").isalnum()
-    return key if bare else json.dumps(key)
+    return key if bare else _string(key)
 
 
 def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        # TOML's basic strings take JSON's escapes, all but the surrogate pairs of non-BMP text.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return _string(value)
     if isinstance(value, list | tuple):
         return f"[{', '.join(_value(item) for item in value)}]"
     if isinstance(value, int | float):
         return repr(value)
     raise TypeError(f"TOML has no {type(value).__name__}")
+
+
+def _string(text: str) -> str:
+    # TOML's basic strings take JSON's escapes, all but the surrogate pairs of non-BMP text.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

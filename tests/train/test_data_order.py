@@ -1,0 +1,62 @@
+"""The samples of a step depend on (seed, consumed samples) alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastllm_train.data import SyntheticSamples, rank_samples, read_step
+from fastllm_train.errors import UserError
+from fastllm_train.layout import BatchConfig
+
+
+@given(
+    micro=st.integers(1, 4),
+    dp=st.integers(1, 6),
+    accumulation=st.integers(1, 4),
+    consumed=st.integers(0, 10**6),
+)
+def test_ranks_together_take_the_step_s_samples(
+    micro: int, dp: int, accumulation: int, consumed: int
+) -> None:
+    batch = BatchConfig(micro, micro * dp * accumulation, 8)
+    parts = [rank_samples(consumed, batch, dp, rank) for rank in range(dp)]
+    taken = sorted(i for rank in parts for part in rank for i in part)
+    assert taken == list(range(consumed, consumed + batch.global_size))
+    assert all(len(part) == micro for rank in parts for part in rank)
+
+
+def test_the_same_tokens_for_any_data_parallel_size() -> None:
+    source = SyntheticSamples(64, 16, 100, seed=3)
+    batch = BatchConfig(2, 8, 16)
+
+    def tokens(dp: int) -> set[bytes]:
+        return {
+            row.tobytes()
+            for rank in range(dp)
+            for micro in read_step(source, 8, batch, dp, rank, 100)
+            for row in micro.tokens
+        }
+
+    assert tokens(1) == tokens(2) == tokens(4)
+    assert len(tokens(1)) == 8
+
+
+def test_synthetic_samples_do_not_change_and_can_be_learnt() -> None:
+    source = SyntheticSamples(4, 32, 50, seed=3)
+    one, again = source[2], source[2]
+    assert np.array_equal(one["tokens"], again["tokens"])
+    assert np.array_equal(one["tokens"][1:], one["labels"][:-1])
+    assert len(set(zip(one["tokens"].tolist(), one["labels"].tolist(), strict=True))) == len(
+        set(one["tokens"].tolist())
+    )
+    with pytest.raises(IndexError):
+        source[4]
+
+
+def test_a_token_outside_the_vocabulary_is_an_error() -> None:
+    source = SyntheticSamples(8, 16, 100, seed=3)
+    with pytest.raises(UserError, match="vocabulary has 50 entries"):
+        read_step(source, 0, BatchConfig(8, 8, 16), 1, 0, 50)

@@ -1,0 +1,130 @@
+"""A tiny model, unevenly weighted samples and a plain one-process reference to compare with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastllm_planner.arch import ArchSpec
+from fastllm_train.config import Config, build_config
+from fastllm_train.data import Sample, read_step
+from fastllm_train.layout import BatchConfig
+from fastllm_train.models.decoder import Decoder
+from fastllm_train.models.initialise import initialise
+from fastllm_train.optimizer import build_optimizer, parameter_groups
+from fastllm_train.schedule import learning_rate
+
+TINY: dict[str, Any] = {
+    "family": "llama",
+    "layers": 2,
+    "hidden": 64,
+    "heads": 4,
+    "kv_heads": 2,
+    "head_dim": 16,
+    "ffn_hidden": 96,
+    "vocab": 128,
+    "max_seq_len": 64,
+}
+
+
+class UnevenSamples:
+    """Random tokens; sample i weighs between none and all of its tokens, so that a mean of means
+    is far from the token-weighted mean."""
+
+    def __init__(self, count: int, seq_len: int, vocab: int) -> None:
+        self._count, self._seq_len, self._vocab = count, seq_len, vocab
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Sample:
+        draw = np.random.default_rng((99, index))
+        walk = draw.integers(self._vocab, size=self._seq_len + 1)
+        mask = np.zeros(self._seq_len, dtype=np.float32)
+        mask[: (index * 7) % (self._seq_len + 1)] = 1.0
+        return {
+            "tokens": walk[:-1],
+            "labels": walk[1:],
+            "loss_mask": mask,
+            "position_ids": np.arange(self._seq_len),
+        }
+
+
+def tiny_config(**sections: dict[str, Any]) -> Config:
+    """A config of the tiny model; ``sections`` are merged over defaults that make clipping act."""
+    table: dict[str, dict[str, Any]] = {
+        "model": {"arch": TINY},
+        "parallel": {"dp": 1, "zero_stage": 0},
+        "batch": {"micro": 2, "global": 8, "seq_len": 32},
+        "data": {"source": "synthetic"},
+        "optim": {"name": "sgd", "lr": 1.0, "clip": 0.1, "weight_decay": 0.0},
+        "schedule": {"kind": "constant", "steps": 5},
+        "run": {"device": "cpu", "out": "unused"},
+    }
+    for name, values in sections.items():
+        table[name] = {**table.get(name, {}), **values}
+    return build_config(table)
+
+
+def samples_of(config: Config, spec: ArchSpec) -> UnevenSamples:
+    count = config.batch.global_size * config.schedule.steps
+    return UnevenSamples(count, config.batch.seq_len, spec.vocab)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Loss and gradient norm of every step, and the fp32 weights at the end."""
+
+    losses: list[float]
+    norms: list[float]
+    weights: dict[str, torch.Tensor]
+
+
+def reference(
+    config: Config, *, mean_of_means: bool = False, dtype: torch.dtype = torch.float32
+) -> Trajectory:
+    """Plain torch in one process: the whole global batch at once, weighted by tokens.
+
+    ``dtype`` bfloat16 runs the model in bf16 with an fp32 master copy that the optimizer updates.
+    """
+    spec = config.model.resolve()
+    model = Decoder(spec)
+    initialise(model, spec, config.run.seed)
+    model = model.to(dtype)
+    masters = [torch.nn.Parameter(p.detach().float().clone()) for p in model.parameters()]
+    named = zip((n for n, _ in model.named_parameters()), masters, strict=True)
+    groups = parameter_groups(named, config.optim.weight_decay)
+    optimizer = build_optimizer(config.optim, groups)
+    source = samples_of(config, spec)
+    whole = BatchConfig(config.batch.global_size, config.batch.global_size, config.batch.seq_len)
+    losses: list[float] = []
+    norms: list[float] = []
+    for step in range(1, config.schedule.steps + 1):
+        (batch,) = read_step(source, (step - 1) * whole.micro, whole, 1, 0, spec.vocab)
+        tokens, positions, labels, mask = (
+            torch.from_numpy(a)
+            for a in (batch.tokens, batch.position_ids, batch.labels, batch.loss_mask)
+        )
+        if mean_of_means:
+            mask = mask / mask.sum(dim=1, keepdim=True).clamp(min=1) / len(mask) * mask.sum()
+        loss = model(tokens, positions, labels, mask) / mask.sum()
+        model.zero_grad()
+        loss.backward()
+        for master, param in zip(masters, model.parameters(), strict=True):
+            assert param.grad is not None
+            master.grad = param.grad.float()
+        bound = config.optim.clip or float("inf")
+        norms.append(float(torch.nn.utils.clip_grad_norm_(masters, bound)))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config.schedule, config.optim.lr, step)
+        optimizer.step()
+        with torch.no_grad():
+            for master, param in zip(masters, model.parameters(), strict=True):
+                param.copy_(master)
+        losses.append(loss.item())
+    names = [name for name, _ in model.named_parameters()]
+    weights = {n: m.detach().clone() for n, m in zip(names, masters, strict=True)}
+    return Trajectory(losses, norms, weights)

@@ -1,0 +1,97 @@
+"""One rank of a test job: runs several configs one after another and saves their trajectories.
+
+Started by ``run_layouts`` with torch.distributed's environment: CONFIGS.json OUT.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from train_layouts import Trajectory, samples_of
+
+from fastllm_train.config import Config, build_config, to_table
+from fastllm_train.data import read_step
+from fastllm_train.launch import free_port, worker_environment
+from fastllm_train.schedule import learning_rate
+
+
+def run_layouts(configs: dict[str, Config], folder: Path) -> dict[str, Trajectory]:
+    """Run every config, all of the same world size, in one job of real processes over gloo."""
+    sizes = {config.parallel.world_size for config in configs.values()}
+    (world_size,) = sizes
+    listing = folder / "configs.json"
+    listing.write_text(json.dumps({name: to_table(c) for name, c in configs.items()}))
+    port = free_port()
+    command = [sys.executable, __file__, str(listing), str(folder)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen(
+            command,
+            env=worker_environment(env, rank, world_size, port),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+    logs = [worker.communicate(timeout=300)[0] for worker in workers]
+    for worker, log in zip(workers, logs, strict=True):
+        assert worker.returncode == 0, log[-4000:]
+    return {name: _read(folder / f"{name}.pt") for name in configs}
+
+
+def _read(path: Path) -> Trajectory:
+    raw: dict[str, Any] = torch.load(path, weights_only=True)
+    return Trajectory(raw["losses"], raw["norms"], raw["weights"])
+
+
+def _run(config: Config) -> dict[str, Any]:
+    from fastllm_train.engine_deepspeed import DeepSpeedEngine
+
+    spec = config.model.resolve()
+    source = samples_of(config, spec)
+    engine = DeepSpeedEngine(config, spec, "cpu")
+    losses: list[float] = []
+    norms: list[float] = []
+    consumed = 0
+    for step in range(1, config.schedule.steps + 1):
+        batches = read_step(
+            source,
+            consumed,
+            config.batch,
+            config.parallel.dp,
+            torch.distributed.get_rank(),
+            spec.vocab,
+        )
+        lr = learning_rate(config.schedule, config.optim.lr, step)
+        outcome = engine.train_step(batches, lr, stop=False)
+        losses.append(outcome.loss)
+        norms.append(outcome.grad_norm)
+        consumed += config.batch.global_size
+    return {"losses": losses, "norms": norms, "weights": dict(engine.master_parameters())}
+
+
+def main() -> None:
+    from fastllm_train.distributed import join, place_from_env
+
+    listing, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    place = place_from_env(os.environ)
+    assert place is not None
+    join(place, "cpu")
+    for name, table in json.loads(listing.read_text()).items():
+        result = _run(build_config(table))
+        if place.rank == 0:
+            torch.save(result, folder / f"{name}.pt")
+    torch.distributed.barrier()
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
