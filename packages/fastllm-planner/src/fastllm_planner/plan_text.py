@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from fastllm_planner.efficiency import default_profile
 from fastllm_planner.hardware import GIB
 from fastllm_planner.layout import Layout
 from fastllm_planner.memory import StageMemory
@@ -244,10 +245,16 @@ def render_assumptions(job: Job) -> str:
     """What the figures rest on."""
     device = job.cluster.gpu
     matmul = "measured" if device.matmul_measured else "not measured, a share of the peak"
-    profile = job.profile
-    timing = "uncalibrated prior"
-    if profile is not None:
-        timing = f"profile fitted to {profile.measurements} measurements"
+    if job.profile is not None:
+        count_of = job.profile.measurements
+        timing = f"profile of {job.profile.gpu or device.name} fitted to {count_of} measured runs"
+        spread = job.profile.spread
+    elif device.architecture == "cpu":
+        timing = "the CPU's rates are a prior that nobody measured ('calibrate' replaces it)"
+        spread = default_profile(device.name, job.backend.name).spread
+    else:
+        timing = "efficiency as published runs had it, not measured on this cluster"
+        spread = default_profile(device.name, job.backend.name).spread
     return "\n".join(
         [
             "Assumptions",
@@ -258,6 +265,7 @@ def render_assumptions(job: Job) -> str:
             f"{device.matmul(job.dtype):.4g} TFLOPs large matmul ({matmul}); "
             f"{job.cluster.gpus_per_node} per node, "
             f"{job.cluster.network_bandwidth / 1e9:g} GB/s per GPU between nodes.",
-            f"  Backend {job.backend.name}; {timing}.",
+            f"  Backend {job.backend.name}; {timing}; "
+            f"four in five steps should fall within ±{100 * spread:.0f}%.",
         ]
     )

@@ -14,6 +14,8 @@ from fastllm_planner import __version__
 VERBS: dict[str, str] = {
     "plan": "Find the fastest strategy that fits.",
     "estimate": "Memory and time of one given layout.",
+    "tflops": "TFLOPs of a finished run, by convention.",
+    "calibrate": "Fit this cluster's efficiency from metrics.jsonl.",
     "classic": "The classic calculator: size, memory, ZeRO, days.",
     "models": "List the known models, or show one.",
     "gpus": "List the known GPUs.",

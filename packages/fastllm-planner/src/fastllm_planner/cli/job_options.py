@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -81,13 +80,19 @@ def build_job(options: dict[str, Any]) -> Job:
     seq_len = options["seq_len"] or min(spec.max_seq_len, DEFAULT_SEQ_LEN)
     if seq_len > 2**24 or n_gpus > 2**22:
         raise UserError("--seq-len and --gpus are limited to 16M tokens and 4M devices")
-    profile = options["profile"]
     stack = backend(options["backend"])
+    profile = load_profile(options["profile"]) if options["profile"] else None
+    if profile and (profile.gpu, profile.backend) not in ((device.name, stack.name), ("", "")):
+        click.echo(
+            f"note: the profile is of {profile.gpu} with {profile.backend}, "
+            f"the plan for {device.name} with {stack.name}",
+            err=True,
+        )
     return Job(
         name=Path(name).parent.name if name.endswith("config.json") else Path(name).name,
         spec=spec,
         cluster=cluster,
-        backend=replace(stack),
+        backend=stack,
         global_batch=options["global_batch"] or default_batch(seq_len, n_gpus),
         seq_len=seq_len,
         dtype=dtype,
@@ -96,6 +101,6 @@ def build_job(options: dict[str, Any]) -> Job:
         price=options["price"],
         goodput=options["goodput"],
         headroom=options["headroom"],
-        profile=load_profile(profile) if profile else None,
+        profile=profile,
         tp_across_nodes=options["tp_across_nodes"],
     )
