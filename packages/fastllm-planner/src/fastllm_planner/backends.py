@@ -39,8 +39,9 @@ class Backend:
     (torch's non-reentrant checkpoint); ``selective``: what selective recomputation repeats:
     "attention" (Megatron) or "half" of the matrix products and everything between them (torch's
     per-op policy); ``dp_calls``: collectives per layer and pass when states are gathered after the
-    step (their ring latency grows with the ranks); overlaps: the share of the communication time that can hide
-    behind compute.
+    step (their ring latency grows with the ranks); ``collective_efficiency``: of tensor-parallel
+    collectives, relative to a bare NCCL test; overlaps: the share of the communication time that
+    can hide behind compute.
     """
 
     name: str
@@ -81,7 +82,7 @@ class Backend:
     residual_bytes: float = 6.0
     rope_bytes: float = 4.0
     gate_bytes: float = 6.0
-    accumulate_bytes: float = 8.0
+    accumulate_bytes: float = 4.0
     early_stop: bool = False
     selective: str = "attention"
     dp_calls: float = 1.0

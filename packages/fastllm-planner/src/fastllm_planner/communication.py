@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from fastllm_planner.hardware import Cluster
 
 # A collective costs a fixed time plus its bytes at a rate. From the all-reduce tables of
-# stas00/ml-engineering's network README: 8x B200 (900 GB/s) 51 us at 1 MiB, 115 at 16 MiB, 293 at
+# stas00/ml-engineering's network README: 8x B200 (900 GB/s) 51 us at 1 MiB, 115 at 16, 293 at
 # 64 MiB, 727 at 256 MiB is about 80 us + bytes at 0.82 of the link; half of that per direction.
-# 4 nodes x 8 B200 over EFA: 383 us at 1 MiB, 515 at 16 MiB, 2.3 ms at 256 MiB, plateau 0.74 per NIC.
+# 4 nodes x 8 B200 over EFA: 383 us at 1 MiB, 515 at 16 MiB, 2.3 ms at 256, then 0.74 per NIC.
 INTRA_CALL = 40e-6
 INTER_CALL = 60e-6
 INTER_STEP = 20e-6  # per further node: NCCL gathers and scatters run over rings

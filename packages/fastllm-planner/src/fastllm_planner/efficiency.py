@@ -20,7 +20,7 @@ from importlib.resources import files
 from fastllm_planner.backends import backend as backend_by_name
 from fastllm_planner.profile import Profile
 
-# Standard deviations of log time, from published MFU by stack and device (docs/planner-accuracy.md).
+# Standard deviations of log time between stacks, devices and series (docs/planner-accuracy.md).
 FAMILY_SD = 0.07
 BACKEND_SD = 0.07
 DEVICE_SD = 0.06

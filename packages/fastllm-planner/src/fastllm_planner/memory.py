@@ -16,7 +16,6 @@ from fastllm_planner.hardware import GIB, Cluster
 from fastllm_planner.layout import Layout
 from fastllm_planner.model_sums import ModelSums, model_sums
 
-
 # Share of the allocator's cache that cannot be given back when memory runs out (it splits blocks).
 IRREDUCIBLE_FRAGMENTATION = 0.5
 
@@ -72,7 +71,7 @@ class StageMemory:
 
     @property
     def required(self) -> float:
-        """What the device must have: before it fails, the allocator gives back most of its cache."""
+        """What the device must have: before it fails, the allocator gives back unused cache."""
         return self.allocated + IRREDUCIBLE_FRAGMENTATION * self.fragmentation + self.overhead
 
 

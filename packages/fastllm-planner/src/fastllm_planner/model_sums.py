@@ -48,6 +48,10 @@ class ModelSums:
     def largest_layer(self) -> int:
         return max(self.dense.total if self.dense_layers else 0, self.moe.total if self.moe else 0)
 
+    def held(self, tp: int, ep: int) -> float:
+        """Parameters one rank holds of all layers together, embeddings and head left out."""
+        return self.held_by_layers(0, self.layers, tp, ep)
+
     def held_by_layers(self, first: int, count: float, tp: int, ep: int) -> float:
         """Parameters one rank holds of ``count`` layers that start at layer ``first``."""
         if self.moe is None:

@@ -40,53 +40,63 @@ class Measurement:
     weight: float = 1.0
 
 
-# Prior widths (log): how far a factor may stray before it needs evidence. Compute differs between
-# stacks by tens of percent (published MFU by stack), links by a factor of two.
-PRIOR_WIDTH = {"compute": 0.25, "communication": 0.35}
+# Prior widths (log) of compute and communication: how far a factor may stray before it needs
+# evidence. Compute differs between stacks by tens of percent (MFU by stack), links by more.
+PRIOR_WIDTHS = (0.25, 0.35)
+# Log error of one measurement that counts as ordinary; beyond it, errors count linearly.
 NOISE = 0.08
 
 
 def fit_profile(measurements: Sequence[Measurement], start: Profile | None = None) -> Profile:
-    """The profile that explains the measurements best; factors without evidence stay at the prior.
+    """The profile that explains the measurements best; factors without evidence stay at ``start``.
 
-    Minimises robust log errors plus the prior by coordinate search (golden steps): no dependency.
+    Minimises robust log errors plus the prior by coordinate search, which needs no dependency.
     """
-    profile = start or Profile()
+    base = start or Profile()
     kept = [m for m in measurements if m.seconds > 0]
     if not kept:
-        return profile
-    prior = profile
-
-    def loss(candidate: Profile) -> float:
-        total = 0.0
-        for m in kept:
-            error = math.log(candidate_seconds(m, candidate) / m.seconds) / NOISE
-            total += m.weight * (math.sqrt(1.0 + error * error) - 1.0)
-        for name, width in PRIOR_WIDTH.items():
-            total += 0.5 * (math.log(getattr(candidate, name) / getattr(prior, name)) / width) ** 2
-        return total
-
-    best = loss(profile)
+        return base
+    factors, best = [0.0, 0.0], _loss(kept, base, [0.0, 0.0])
     step = 0.2
     while step > 0.002:
         improved = False
-        for name in PRIOR_WIDTH:
+        for index in range(len(factors)):
             for sign in (1.0, -1.0):
-                moved = {name: getattr(profile, name) * math.exp(sign * step)}
-                candidate = replace(profile, **moved)
-                value = loss(candidate)
-                if value < best - 1e-9:
-                    profile, best, improved = candidate, value, True
+                trial = list(factors)
+                trial[index] += sign * step
+                loss = _loss(kept, base, trial)
+                if loss < best - 1e-9:
+                    factors, best, improved = trial, loss, True
         if not improved:
             step /= 2
-    errors = sorted(abs(math.log(candidate_seconds(m, profile) / m.seconds)) for m in kept)
+    profile = _scaled(base, factors)
+    errors = sorted(abs(_log_error(m, profile)) for m in kept)
     spread = max(0.03, errors[min(len(errors) - 1, int(0.8 * len(errors)))])
     return replace(profile, spread=spread, measurements=len(kept))
 
 
-def candidate_seconds(m: Measurement, profile: Profile) -> float:
-    """Predicted seconds, kept positive for the logarithm."""
-    return max(m.predict(profile), 1e-12)
+def _scaled(base: Profile, log_factors: Sequence[float]) -> Profile:
+    compute, communication = (math.exp(value) for value in log_factors)
+    return replace(
+        base,
+        compute=base.compute * compute,
+        communication=base.communication * communication,
+    )
+
+
+def _log_error(m: Measurement, profile: Profile) -> float:
+    return math.log(max(m.predict(profile), 1e-12) / m.seconds)
+
+
+def _loss(kept: Sequence[Measurement], base: Profile, log_factors: Sequence[float]) -> float:
+    profile = _scaled(base, log_factors)
+    total = 0.0
+    for m in kept:
+        error = _log_error(m, profile) / NOISE
+        total += m.weight * (math.sqrt(1.0 + error * error) - 1.0)
+    for value, width in zip(log_factors, PRIOR_WIDTHS, strict=True):
+        total += 0.5 * (value / width) ** 2
+    return total
 
 
 def save_profile(profile: Profile) -> str:

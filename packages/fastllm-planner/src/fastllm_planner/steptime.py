@@ -27,6 +27,9 @@ JITTER_PER_DOUBLING = 0.002
 # Bytes the optimizer moves per parameter it owns: gradient 4, master+moments read and written 24,
 # bf16 weight written 2.
 OPTIMIZER_BYTES_MOVED = 30.0
+# Host Adam streams gradient, master and moments through DRAM; bandwidth per node is a prior.
+HOST_ADAM_BYTES = 28.0
+HOST_MEMORY_BANDWIDTH = 150e9
 
 
 @dataclass(frozen=True)
@@ -68,24 +71,22 @@ class StepEstimate:
 
 
 @dataclass(frozen=True)
-class _Micro:
-    """Seconds of one micro-batch on the slowest stage, and of all stages together."""
+class _LayerParts:
+    """Seconds that one layer adds to one micro-batch on one rank, by cause."""
 
-    forward: float
-    backward: float
+    compute: float
     recompute: float
     tp: float
     cp: float
     ep: float
     zero3: float
-    head: float
-    overhead: float
-    layers: int
+    launch: float
 
     @property
-    def layer_part(self) -> float:
-        parts = (self.forward, self.backward, self.recompute, self.tp, self.cp, self.ep)
-        return sum(parts) + self.zero3 + self.overhead
+    def total(self) -> float:
+        return (
+            self.compute + self.recompute + self.tp + self.cp + self.ep + self.zero3 + self.launch
+        )
 
 
 def _recomputed(layout: Layout, backend: Backend, t: LayerTime) -> float:
@@ -121,12 +122,11 @@ def _cp_seconds(spec: ArchSpec, layout: Layout, cluster: Cluster, t: LayerTime) 
     g = group(cluster, layout.cp, layout.tp)
     size = 2.0 * layout.micro_batch * layout.seq_len * 2.0 * spec.kv_size / layout.tp
     forward = gather_seconds(g, size)
-    backward = 2.0 * gather_seconds(g, size)
-    return max(0.0, forward - t.attention_fwd) + max(0.0, backward - t.attention_bwd)
+    return max(0.0, forward - t.attention_fwd) + max(0.0, 2.0 * forward - t.attention_bwd)
 
 
 def _ep_seconds(spec: ArchSpec, layout: Layout, cluster: Cluster) -> float:
-    """Dispatch and combine, forward and backward, of one MoE layer."""
+    """Dispatch and combine, forward and backward, of one MoE layer (averaged over all layers)."""
     moe = spec.moe
     if moe is None or layout.ep == 1:
         return 0.0
@@ -144,33 +144,37 @@ def _zero3_seconds(
     if layout.zero_stage < 3 or layout.shard_size == 1:
         return 0.0
     g = group(cluster, layout.shard_size, layout.tp)
-    sums = model_sums(spec)
-    params = (sums.total - sums.embedding - sums.head) / spec.layers / layout.tp
+    params = model_sums(spec).held(layout.tp, layout.ep) / spec.layers
     seconds = 2.0 * gather_seconds(g, 2.0 * params)
     seconds += gather_seconds(g, backend.grad_reduce_bytes * params)
     return max(seconds - backend.zero3_overlap * busy, (1 - backend.zero3_overlap) * seconds)
 
 
-def _micro_batch(
-    spec: ArchSpec, layout: Layout, cluster: Cluster, backend: Backend, profile: Profile
-) -> _Micro:
-    t = layer_time_of(spec, layout, cluster.gpu, backend)
-    layers = max(stage_layers(spec.layers, layout.pp))
-    busy = (t.forward + t.backward) * profile.compute
-    comm = profile.communication
-    launch = backend.layer_overhead_us * 1e-6
-    floor = max(0.0, launch * 3 - busy) if cluster.gpu.architecture != "cpu" else 0.0
-    return _Micro(
-        forward=layers * t.forward * profile.compute,
-        backward=layers * t.backward * profile.compute,
-        recompute=layers * _recomputed(layout, backend, t) * profile.compute,
-        tp=layers * _tp_seconds(spec, layout, cluster, backend) * comm,
-        cp=layers * _cp_seconds(spec, layout, cluster, t) * comm,
-        ep=layers * _ep_seconds(spec, layout, cluster) * comm,
-        zero3=layers * _zero3_seconds(spec, layout, cluster, backend, busy) * comm,
-        head=t.head * profile.compute,
-        overhead=layers * floor,
-        layers=layers,
+def _layer_parts(
+    spec: ArchSpec,
+    layout: Layout,
+    cluster: Cluster,
+    backend: Backend,
+    profile: Profile,
+    t: LayerTime,
+) -> _LayerParts:
+    slow, comm = profile.compute, profile.communication
+    busy = (t.forward + t.backward) * slow
+    rate = cluster.gpu.memory_bandwidth * backend.memory_efficiency
+    accumulate = 0.0
+    if layout.micro_batches > 1:
+        held = model_sums(spec).held(layout.tp, layout.ep) / spec.layers
+        accumulate = backend.accumulate_bytes * held / rate
+    # Small kernels wait for the host: forward, and backward at twice that, per layer.
+    launch = 3e-6 * backend.layer_overhead_us if cluster.gpu.architecture != "cpu" else 0.0
+    return _LayerParts(
+        compute=busy + accumulate * slow,
+        recompute=_recomputed(layout, backend, t) * slow,
+        tp=_tp_seconds(spec, layout, cluster, backend) * comm,
+        cp=_cp_seconds(spec, layout, cluster, t) * comm,
+        ep=_ep_seconds(spec, layout, cluster) * comm,
+        zero3=_zero3_seconds(spec, layout, cluster, backend, busy) * comm,
+        launch=max(0.0, launch - busy),
     )
 
 
@@ -194,7 +198,7 @@ def _dp_seconds(
     if ranks == 1 or layout.zero_stage >= 3:
         return 0.0
     sums = model_sums(spec)
-    params = (sums.total - sums.embedding - sums.head) / layout.pp / layout.tp
+    params = sums.held(layout.tp, layout.ep) / layout.pp
     params += (sums.embedding + (0 if sums.tied else sums.head)) / layout.tp / min(layout.pp, 2)
     reduce_group = group(cluster, ranks, layout.tp)
     grads = backend.grad_reduce_bytes * params
@@ -208,13 +212,10 @@ def _dp_seconds(
         # gathered tensor by tensor after the step: one ring latency each
         calls = (backend.dp_calls - 1.0) * spec.layers / layout.pp
         seconds += calls * gather_seconds(shard_group, 1.0)
-    hidden = backend.dp_overlap * min(seconds, window)
-    return seconds - hidden
+    return seconds - backend.dp_overlap * min(seconds, window)
 
 
-def _optimizer_seconds(
-    spec: ArchSpec, layout: Layout, cluster: Cluster, backend: Backend
-) -> tuple[float, float]:
+def _optimizer_seconds(spec: ArchSpec, layout: Layout, cluster: Cluster) -> tuple[float, float]:
     """Seconds of the update on the device, and of host work and transfers with offload."""
     sums = model_sums(spec)
     shard = layout.shard_size if layout.zero_stage >= 1 else 1
@@ -223,11 +224,11 @@ def _optimizer_seconds(
     if layout.offload == "none":
         return OPTIMIZER_BYTES_MOVED * owned / (device.memory_bandwidth * 0.7), 0.0
     per_node = min(cluster.gpus_per_node, layout.world_size)
-    # CPU-Adam streams ~28 B per parameter through DRAM (~150 GB/s per node, prior)
-    host = 28.0 * owned * per_node / 150e9
-    moved = 2.0 * owned + 2.0 * owned
+    host = HOST_ADAM_BYTES * owned * per_node / HOST_MEMORY_BANDWIDTH
+    moved = 4.0 * owned  # bf16 gradients out, bf16 weights back
     if layout.offload == "optimizer+params":
-        moved += 2 * 2.0 * sums.total / layout.tp / layout.pp * layout.micro_batches
+        # weights come in for the forward and the backward pass of every micro-batch
+        moved += 4.0 * sums.total / layout.tp / layout.pp / shard * layout.micro_batches
     return 0.0, host + moved / device.host_bandwidth
 
 
@@ -240,57 +241,55 @@ def estimate_step(
 ) -> StepEstimate:
     """Seconds of one optimizer step and what they are made of.
 
-    ``profile`` None takes the shipped one of this (device, backend).
+    The step is m micro-batches of the slowest stage, the filling and draining of the others (1F1B;
+    1/v of it interleaved, arXiv:2104.04473), and what follows the last micro-batch. ``profile``
+    None takes the shipped one of this (device, backend).
     """
     profile = profile or default_profile(cluster.gpu.name, backend.name)
-    micro = _micro_batch(spec, layout, cluster, backend, profile)
-    m, p, v = layout.micro_batches, layout.pp, layout.virtual_stages
+    t = layer_time_of(spec, layout, cluster.gpu, backend)
+    parts = _layer_parts(spec, layout, cluster, backend, profile, t)
+    m, p = layout.micro_batches, layout.pp
+    counts = stage_layers(spec.layers, p)
+    head = t.head * profile.compute
+    layers, slow_head = max(counts), 0.0
+    if counts[-1] * parts.total + head >= layers * parts.total:
+        layers, slow_head = counts[-1], head
     sends = _pipeline_sends(spec, layout, cluster, backend) * profile.communication
-    per_layer = micro.layer_part / micro.layers
-    last = per_layer * stage_layers(spec.layers, p)[-1] + micro.head
-    slowest = max(micro.layer_part, last) + sends
-    sums = model_sums(spec)
-    owned = sums.held_by_layers(0, micro.layers, layout.tp, layout.ep)
-    rate = cluster.gpu.memory_bandwidth * backend.memory_efficiency
-    accumulate = backend.accumulate_bytes * owned / rate if m > 1 else 0.0
-    slowest += accumulate
-    mean = accumulate + micro.layer_part * spec.layers / (micro.layers * p) + micro.head / p + sends
-    bubble = (p - 1) * mean / v
-    window = (micro.forward + micro.backward) * (1.0 if p == 1 else 0.7)
-    dp = _dp_seconds(spec, layout, cluster, backend, window / profile.communication)
-    dp *= profile.communication
-    optimizer, offload = _optimizer_seconds(spec, layout, cluster, backend)
-    overhead = m * (micro.overhead + accumulate) + backend.step_overhead_ms * 1e-3
-    nodes = max(1, cluster.nodes)
-    jitter = 1.0 + JITTER_PER_DOUBLING * (nodes - 1).bit_length()
-    busy = m * slowest + bubble + dp + optimizer + offload + backend.step_overhead_ms * 1e-3
-    total = busy * jitter
-    overhead += busy * (jitter - 1.0)
+    mean = (parts.total * spec.layers + head) / p + sends
+    bubble = (p - 1) * mean / layout.virtual_stages
+    # With several stages the backward passes of the last micro-batch are staggered.
+    window = layers * parts.compute * (1.0 if p == 1 else 0.7) / profile.communication
+    dp = _dp_seconds(spec, layout, cluster, backend, window) * profile.communication
+    optimizer, offload = _optimizer_seconds(spec, layout, cluster)
+    per_layer = m * layers
+    fixed = per_layer * parts.launch + backend.step_overhead_ms * 1e-3
+    busy = m * (layers * parts.total + slow_head + sends) + bubble + dp + optimizer + offload
+    busy += backend.step_overhead_ms * 1e-3
+    jitter = JITTER_PER_DOUBLING * (max(1, cluster.nodes) - 1).bit_length()
+    total = busy * (1.0 + jitter)
     tokens = float(layout.global_batch * layout.seq_len)
-    per_device = tokens / layout.world_size / total / 1e12
-    peak_dtype = "bf16" if cluster.gpu.supports("bf16") else "fp16"
+    rate = tokens / layout.world_size / total / 1e12
     return StepEstimate(
-        compute=m * (micro.forward + micro.backward + micro.head),
-        recompute=m * micro.recompute,
-        tp_comm=m * micro.tp,
-        cp_comm=m * micro.cp,
-        ep_comm=m * micro.ep,
+        compute=per_layer * parts.compute + m * slow_head,
+        recompute=per_layer * parts.recompute,
+        tp_comm=per_layer * parts.tp,
+        cp_comm=per_layer * parts.cp,
+        ep_comm=per_layer * parts.ep,
         pp_comm=m * sends,
-        dp_comm=dp + m * micro.zero3,
+        dp_comm=dp + per_layer * parts.zero3,
         bubble=bubble,
         optimizer=optimizer,
         offload=offload,
-        overhead=overhead,
+        overhead=fixed + busy * jitter,
         total=total,
         low=total * (1.0 - profile.spread),
         high=total * (1.0 + profile.spread),
         tokens_per_step=tokens,
         devices=layout.world_size,
-        model_tflops_full=model_flops_per_token(spec, layout.seq_len) * per_device,
-        model_tflops_causal=model_flops_per_token(spec, layout.seq_len, "causal") * per_device,
-        hardware_tflops=hardware_flops_per_token(spec, layout.seq_len, layout.recompute)
-        * per_device,
-        peak_tflops=cluster.gpu.peak(peak_dtype),
+        model_tflops_full=model_flops_per_token(spec, layout.seq_len) * rate,
+        model_tflops_causal=model_flops_per_token(spec, layout.seq_len, "causal") * rate,
+        hardware_tflops=hardware_flops_per_token(spec, layout.seq_len, layout.recompute) * rate,
+        peak_tflops=cluster.gpu.peak("bf16" if cluster.gpu.supports("bf16") else "fp16"),
     )
 
 

@@ -98,8 +98,8 @@ def cells_of(rows: Iterable[Row]) -> list[Cell]:
 def predict(rows: Sequence[Row], held_out: str | None = None) -> list[Prediction]:
     """Predict every row with profiles fitted on other series only.
 
-    A series' own cells, from the rows given or shipped, never enter its profile. ``held_out``: score
-    only that series.
+    A series' own cells, from the rows given or shipped, never enter its profile. ``held_out``:
+    score only that series.
     """
     own = cells_of(rows)
     named = {cell.series for cell in own}

@@ -11,17 +11,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from fastllm_planner.arch import ArchError, ArchSpec
 from fastllm_planner.backends import Backend, detect_backend
 from fastllm_planner.errors import UserError
 from fastllm_planner.hardware import GIB, Cluster, gpu
-from fastllm_planner.layout import Dtype, Layout, Recompute
+from fastllm_planner.layout import Layout, Recompute
 
 MemoryKind = Literal["allocated", "device", "oom", "none"]
 REQUIRED_COLUMNS = ("series", "layers", "hidden", "gpu", "n_gpus", "global_batch", "complete")
-_FULL_ROW = 2
+# ``complete``: 2 where architecture, layout, batch and recomputation are all known
+FULLY_KNOWN = 2.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class RowError(ValueError):
 
 
 def read_rows(path: Path) -> tuple[list[Row], list[tuple[str, str]]]:
-    """All usable rows, and (id, reason) of the others. ``UserError`` if the file is no such table."""
+    """All usable rows, and (id, reason) of the others. ``UserError`` for another kind of file."""
     try:
         with path.open(encoding="utf-8", newline="") as handle:
             reader = csv.DictReader(handle)
@@ -79,7 +80,7 @@ def read_rows(path: Path) -> tuple[list[Row], list[tuple[str, str]]]:
 
 
 def _row(name: str, cell: Mapping[str, str]) -> Row:
-    text = " ".join(cell.get(key, "") for key in ("source", "notes"))
+    text = " ".join(cell.get(key, "") for key in ("series", "source", "notes"))
     sharding = cell.get("zero_stage", "")
     flash = cell.get("flash", "") != "0"
     backend = detect_backend(text, sharding, flash=flash, pp=_int(cell, "pp", 1))
@@ -94,7 +95,7 @@ def _row(name: str, cell: Mapping[str, str]) -> Row:
         layout=layout,
         cluster=_cluster(cell, text, layout),
         backend=backend,
-        complete=cell["complete"] == str(_FULL_ROW),
+        complete=(_float(cell, "complete") or 0.0) >= FULLY_KNOWN,
         seconds=_seconds(cell, layout),
         memory_bytes=memory,
         memory_kind=kind,
@@ -178,7 +179,7 @@ def _layout(
         recompute=recompute,
         recompute_share=share,
         sequence_parallel=tp > 1 and _sequence_parallel(cell, flash),
-        dtype=cast(Dtype, dtype),
+        dtype=dtype,
         flash=flash,
         shard_group=_shard_group(sharding, text, ranks),
     )
@@ -193,15 +194,14 @@ def _sequence_parallel(cell: Mapping[str, str], flash: bool) -> bool:
 def _recompute(text: str) -> tuple[Recompute, float]:
     if text.startswith("selective") and "every other" in text:
         return "full", 0.5
-    kinds: dict[str, Recompute] = {"none": "none", "full": "full", "selective": "selective"}
-    kind = kinds.get(text.split("(")[0].strip())
-    if kind is None:
-        return "none", 1.0
-    return kind, 1.0
+    for kind in ("full", "selective"):
+        if text.startswith(kind):
+            return kind, 1.0
+    return "none", 1.0
 
 
 def _zero_stage(text: str) -> int:
-    """``dist-opt(1)``, ``fsdp(3)``, ``1+ (varies)``, ``2``: the digit in parentheses or the first."""
+    """``dist-opt(1)``, ``fsdp(3)``, ``1+ (varies)``, ``2``: digit in parentheses, or the first."""
     found = re.search(r"\((\d)\)", text) or re.search(r"\d", text)
     if found is None:
         return 0

@@ -16,6 +16,7 @@ VERBS: dict[str, str] = {
     "estimate": "Memory and time of one given layout.",
     "tflops": "TFLOPs of a finished run, by convention.",
     "calibrate": "Fit this cluster's efficiency from metrics.jsonl.",
+    "validate": "Check the predictions against published runs.",
     "classic": "The classic calculator: size, memory, ZeRO, days.",
     "models": "List the known models, or show one.",
     "gpus": "List the known GPUs.",
