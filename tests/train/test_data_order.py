@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastllm_train.data import SyntheticSamples, rank_samples, read_step
+from fastllm_data import IndexedDatasetWriter
+from fastllm_train.data import (
+    DataConfig,
+    EpochSamples,
+    SyntheticSamples,
+    open_training_data,
+    rank_samples,
+    read_step,
+)
 from fastllm_train.errors import UserError
 from fastllm_train.layout import BatchConfig
 
@@ -60,3 +70,44 @@ def test_a_token_outside_the_vocabulary_is_an_error() -> None:
     source = SyntheticSamples(8, 16, 100, seed=3)
     with pytest.raises(UserError, match="vocabulary has 50 entries"):
         read_step(source, 0, BatchConfig(8, 8, 16), 1, 0, 50)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> str:
+    """Nine documents of 10 to 18 tokens; every token is its own number, document*100 + position."""
+    prefix = tmp_path / "corpus_text_document"
+    with IndexedDatasetWriter(prefix, "uint16") as writer:
+        for document in range(9):
+            writer.add(np.arange(10 + document) + 100 * document)
+            writer.end_document()
+    return str(prefix)
+
+
+def test_an_epoch_covers_the_data_and_does_not_depend_on_the_run_s_length(corpus: str) -> None:
+    config = DataConfig(paths=(corpus,), split="1", seed=5)
+    batch = BatchConfig(1, 2, 8)
+    short = open_training_data(config, batch, steps=2, vocab=1000)
+    longer = open_training_data(config, batch, steps=40, vocab=1000)
+    assert isinstance(longer, EpochSamples)
+    per_epoch = longer.per_epoch
+    assert per_epoch == (sum(range(10, 19)) - 1) // 8
+    for index in (0, 3, per_epoch, 2 * per_epoch + 1, 1):
+        assert np.array_equal(short[index]["tokens"], longer[index]["tokens"])
+    first = [longer[i]["tokens"].tobytes() for i in range(per_epoch)]
+    second = [longer[per_epoch + i]["tokens"].tobytes() for i in range(per_epoch)]
+    assert len(set(first)) == per_epoch
+    assert first != second
+    sample = longer[0]
+    assert np.array_equal(sample["tokens"][1:], sample["labels"][:-1])
+
+
+def test_missing_data_is_one_clear_error(tmp_path: Path) -> None:
+    config = DataConfig(paths=(str(tmp_path / "absent"),))
+    with pytest.raises(UserError, match="absent"):
+        open_training_data(config, BatchConfig(1, 1, 8), steps=1, vocab=10)
+
+
+def test_a_split_without_training_documents_is_an_error(corpus: str) -> None:
+    config = DataConfig(paths=(corpus,), split="0,1")
+    with pytest.raises(UserError, match="no documents"):
+        open_training_data(config, BatchConfig(1, 1, 8), steps=1, vocab=10)

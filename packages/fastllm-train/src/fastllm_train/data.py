@@ -8,9 +8,8 @@ costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -38,7 +37,6 @@ class DataConfig:
     split: str = "949,50,1"
     tokenizer: str = ""
     seed: int = 1234
-    cache_dir: str = ""
 
     def __post_init__(self) -> None:
         if self.source == "synthetic" and self.paths:
@@ -137,28 +135,52 @@ def _stack(samples: Sequence[Sample], vocab: int) -> MicroBatch:
     )
 
 
+class EpochSamples:
+    """``count`` samples, epoch after epoch.
+
+    Epoch ``e`` is shuffled on its own with ``seed + e``, so sample ``i`` depends on the data and
+    the seed alone, not on how long the run will be. (Megatron shuffles a run's epochs together:
+    training longer changes its order. Up to one epoch both give the same samples.)
+    """
+
+    def __init__(self, open_epoch: Callable[[int], SampleSource], count: int) -> None:
+        self._open_epoch, self._count = open_epoch, count
+        self._epoch, self._samples = 0, open_epoch(0)
+        self.per_epoch = len(self._samples)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Sample:
+        epoch, within = divmod(index, self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._samples = epoch, self._open_epoch(epoch)
+        return self._samples[within]
+
+
 def open_training_data(
     config: DataConfig, batch: BatchConfig, *, steps: int, vocab: int
 ) -> SampleSource:
-    """The training samples of a run of ``steps`` steps."""
+    """The training samples of ``steps`` steps. ``UserError`` for missing or wrong files."""
     count = steps * batch.global_size
     if config.source == "synthetic":
         return SyntheticSamples(count, batch.seq_len, vocab, config.seed)
-    if not config.paths:
-        raise UserError(
-            "data.paths is empty",
-            hint='name a dataset prefix (fastllm-data tokenize), or set data.source="synthetic"',
-        )
+    return EpochSamples(lambda epoch: _open_indexed(config, batch.seq_len, epoch), count)
+
+
+def _open_indexed(config: DataConfig, seq_len: int, epoch: int) -> SampleSource:
+    from fastllm_data import UserError as DataError
     from fastllm_data import build_datasets
 
-    train, _, _ = build_datasets(
-        list(config.paths),
-        config.split,
-        batch.seq_len,
-        (count, 0, 0),
-        config.seed,
-        cache_dir=Path(config.cache_dir) if config.cache_dir else None,
-    )
-    if train is None or len(train) < count:
-        raise UserError(f"the training split of {', '.join(config.paths)} holds no samples")
+    try:
+        train, _, _ = build_datasets(
+            config.paths, config.split, seq_len, (None, 0, 0), config.seed + epoch
+        )
+    except DataError as error:
+        raise UserError(str(error), hint=error.hint) from error
+    if train is None:
+        raise UserError(
+            f"data.split={config.split!r} gives the training split no documents",
+            hint='the first number is the training share, for example "949,50,1"',
+        )
     return train

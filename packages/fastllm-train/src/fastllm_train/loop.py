@@ -234,7 +234,7 @@ def say(text: str) -> None:
 
 
 def _open_data_in_turn(config: Config, spec: ArchSpec) -> SampleSource:
-    """Rank 0 builds the index cache, the others then read it."""
+    """Rank 0 first: what is wrong with the files is then said once."""
     opened: list[SampleSource] = []
 
     def open_once() -> None:
