@@ -74,3 +74,32 @@ def blend(
     weights: NDArray[np.float64], samples: int
 ) -> tuple[NDArray[np.int16], NDArray[np.int64]]: ...
 def exhaustive_blend(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int16], NDArray[np.int64]]: ...
+
+# cpu_isa.cpp
+def cpu_isa() -> str: ...
+def cpu_isas() -> list[str]: ...
+def set_cpu_isa(name: str) -> None: ...
+
+# rmsnorm.cpp. Tensors are DLPack capsules, or objects with __dlpack__.
+def rmsnorm_fwd(
+    x: object,
+    residual: object | None,
+    weight: object,
+    y: object,
+    residual_out: object | None,
+    rstd: object,
+    eps: float,
+    stream: int = 0,
+) -> None: ...
+def rmsnorm_bwd_parts(rows: int, cols: int, cuda: bool = False, device_id: int = 0) -> int: ...
+def rmsnorm_bwd(
+    dy: object,
+    h: object,
+    weight: object,
+    rstd: object,
+    dh: object | None,
+    dx: object,
+    dweight: object,
+    partial: object,
+    stream: int = 0,
+) -> None: ...
