@@ -2,9 +2,10 @@
 
     h = x, or round(x + residual);  y = round(h / sqrt(mean(h^2) + eps) * weight)
 
-over the last dimension, computed in float32 between load and store (Zhang and Sennrich, arXiv:1910.07467;
-formula and gradients in ``cpp/include/fastllm/rmsnorm.hpp``). The gradient of the weight is a sum in a
-fixed order: the same inputs give the same bits, on the CPU for any number of threads.
+over the last dimension, computed in float32 between load and store (Zhang and Sennrich,
+arXiv:1910.07467; formula and gradients in ``cpp/include/fastllm/rmsnorm.hpp``). The gradient of the
+weight is a sum in a fixed order: the same inputs give the same bits, on the CPU for any number of
+threads.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from fastllm_core import _core
 
+from fastllm_core import _core
 from fastllm_train.ops.registration import contiguous_capsule, define, stream_of, with_autograd
 
 __all__ = ["rmsnorm", "rmsnorm_residual"]
@@ -48,8 +49,8 @@ def rmsnorm_residual(
         eps: as for :func:`rmsnorm`.
 
     Returns:
-        y, and h = x + residual, rounded to the dtype: the residual of the next addition. Both have the
-        shape and dtype of ``x``.
+        y, and h = x + residual, rounded to the dtype: the residual of the next addition. Both have
+        the shape and dtype of ``x``.
 
     Raises:
         ValueError: shapes, dtypes or devices do not match.

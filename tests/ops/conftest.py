@@ -1,0 +1,196 @@
+"""Where an operator's kernels run: CPU at each vector level, the emulated GPU, a GPU.
+
+A test that takes ``backend`` runs on all of them; those that are missing skip with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.util
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from fastllm_core import _core, features
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Backend:
+    """Arrays on some device, and the binding's functions that take them."""
+
+    name: str
+    core: Any
+    cuda: bool
+
+    def put(self, tensor: torch.Tensor, offset: int = 0) -> Any:
+        """A copy of the tensor on the device, ``offset`` elements past an aligned address."""
+        raise NotImplementedError
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype, offset: int = 0) -> Any:
+        raise NotImplementedError
+
+    def get(self, array: Any) -> torch.Tensor:
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Waits for the device, and fails the test if it found an error."""
+
+
+class TorchBackend(Backend):
+    core = _core
+
+    def __init__(self, name: str, device: str) -> None:
+        self.name = name
+        self.device = device
+        self.cuda = device == "cuda"
+
+    def put(self, tensor: torch.Tensor, offset: int = 0) -> torch.Tensor:
+        array = self.empty(tuple(tensor.shape), tensor.dtype, offset)
+        array.copy_(tensor)
+        return array
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype, offset: int = 0) -> torch.Tensor:
+        count = torch.Size(shape).numel()
+        memory = torch.full((count + offset,), float("nan"), dtype=dtype, device=self.device)
+        return memory[offset:].view(shape)
+
+    def get(self, array: torch.Tensor) -> torch.Tensor:
+        return array.cpu()
+
+    def finish(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+
+
+class EmulatedBackend(Backend):
+    name = "emulated"
+    cuda = True
+
+    def __init__(self, module: ModuleType) -> None:
+        self.core: Any = module
+        self._described: dict[int, tuple[tuple[int, ...], torch.dtype]] = {}
+
+    def put(self, tensor: torch.Tensor, offset: int = 0) -> Any:
+        array = self.empty(tuple(tensor.shape), tensor.dtype, offset)
+        array.upload(tensor.contiguous().view(torch.uint8).numpy())
+        return array
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype, offset: int = 0) -> Any:
+        array = self.core.DeviceArray(list(shape), str(dtype).removeprefix("torch."), offset)
+        self._described[id(array)] = (shape, dtype)
+        return array
+
+    def get(self, array: Any) -> torch.Tensor:
+        shape, dtype = self._described[id(array)]
+        tensor = torch.empty(shape, dtype=dtype)
+        array.download(tensor.view(torch.uint8).numpy())
+        return tensor
+
+    def finish(self) -> None:
+        reports = self.core.reports()
+        self.core.clear_reports()
+        if reports:
+            text = "\n".join(f"[{kind}] {kernel}: {what}" for kind, kernel, what in reports)
+            pytest.fail(f"the emulator reports (addresses are for addr2line):\n{text}")
+
+
+def _build_emulator() -> Path:
+    """Builds the module of cpp/emulator and returns its path; skips where it cannot be built."""
+    cmake = shutil.which("cmake") or shutil.which("cmake", path=str(Path(sys.executable).parent))
+    if cmake is None or shutil.which("g++") is None:
+        pytest.skip("building the emulator needs cmake and g++")
+    build = ROOT / "build" / "emulate"
+    build.mkdir(parents=True, exist_ok=True)
+    with (build / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (
+            [cmake, "--preset", "emulate", f"-DFASTLLM_PYTHON={sys.executable}"],
+            [cmake, "--build", "--preset", "emulate", "--target", "help"],
+        ):
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                pytest.fail(
+                    f"{' '.join(command)} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+                )
+        if "_emulated" not in done.stdout:
+            pytest.skip(
+                "no CUDA headers (FASTLLM_CUDA_INCLUDE) or no pybind11: nothing to emulate with"
+            )
+        command = [cmake, "--build", "--preset", "emulate", "--target", "_emulated", "-j2"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            pytest.fail(f"{' '.join(command)} failed:\n{done.stdout[-6000:]}{done.stderr[-3000:]}")
+    (library,) = (build / "python").glob("_emulated*.so")
+    return library
+
+
+@pytest.fixture(scope="session")
+def emulated_module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("_emulated", _build_emulator())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def emulated(emulated_module: Any) -> Iterator[EmulatedBackend]:
+    emulated_module.set_options()
+    emulated_module.clear_reports()
+    emulated_module.clear_counters()
+    yield EmulatedBackend(emulated_module)
+    emulated_module.set_options()
+
+
+def _missing_gpu() -> str | None:
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    if not features()["cuda"]:
+        return "fastllm_core was built without CUDA kernels"
+    return None
+
+
+@pytest.fixture(
+    params=[
+        "portable",
+        "avx2",
+        "avx512",
+        "emulated",
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ]
+)
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    name: str = request.param
+    if name == "emulated":
+        yield request.getfixturevalue("emulated")
+    elif name == "cuda":
+        reason = _missing_gpu()
+        if reason is not None:
+            pytest.skip(reason)
+        yield TorchBackend("cuda", "cuda")
+    else:
+        if name not in _core.cpu_isas():
+            pytest.skip(f"this processor has no {name}")
+        before = _core.cpu_isa()
+        _core.set_cpu_isa(name)
+        yield TorchBackend(name, "cpu")
+        _core.set_cpu_isa(before)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of threads of torch and of fastllm_core, which share their OpenMP runtime."""
+    before = torch.get_num_threads()
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_num_threads, before)
+        yield torch.set_num_threads
