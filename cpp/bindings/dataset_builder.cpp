@@ -180,10 +180,14 @@ std::unique_ptr<DatasetBuilder> make_builder(
                                             std::move(observer));
 }
 
-// Joins worker threads without the GIL, which they may be waiting for.
+// Worker threads may be waiting for the GIL, so they are joined without it; the callbacks are
+// Python objects, so they are dropped with it.
 struct BuilderDeleter {
     void operator()(DatasetBuilder* builder) const {
-        const py::gil_scoped_release release;
+        {
+            const py::gil_scoped_release release;
+            builder->stop();
+        }
         delete builder;
     }
 };

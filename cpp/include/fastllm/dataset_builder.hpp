@@ -96,6 +96,8 @@ class DatasetBuilder {
     std::vector<DatasetPosition> sync();
     // Writes the index files. Nothing can be added afterwards.
     void finish();
+    // Abandons what is unfinished and joins the workers. Nothing can be added afterwards.
+    void stop();
 
     const BuildCounts& counts() const { return counts_; }
     uint64_t lines_in_source() const {
@@ -108,7 +110,6 @@ class DatasetBuilder {
     void submit(std::unique_ptr<Block> block);
     void write_front();
     void drain();
-    void stop_workers();
     template <class Body>
     void guarded(const Body& body);
     void cut_partial(bool all);

@@ -51,9 +51,9 @@ DatasetBuilder::DatasetBuilder(BuildOptions options, std::shared_ptr<const Encod
         threads_.emplace_back(&DatasetBuilder::run_worker, this);
 }
 
-DatasetBuilder::~DatasetBuilder() { stop_workers(); }
+DatasetBuilder::~DatasetBuilder() { stop(); }
 
-void DatasetBuilder::stop_workers() {
+void DatasetBuilder::stop() {
     {
         const std::lock_guard<std::mutex> lock(mutex_);
         stopping_ = true;
@@ -157,7 +157,7 @@ void DatasetBuilder::guarded(const Body& body) {
     try {
         body();
     } catch (...) {
-        stop_workers();
+        stop();
         throw;
     }
 }
@@ -193,7 +193,7 @@ void DatasetBuilder::add_file(const std::string& path, uint64_t begin, uint64_t 
             }
             drain();
         } catch (...) {
-            stop_workers();  // before `file` is unmapped
+            stop();  // before `file` is unmapped
             throw;
         }
     });
@@ -252,7 +252,7 @@ void DatasetBuilder::finish() {
         drain();
         for (const auto& writer : writers_) writer->finish();
     });
-    stop_workers();
+    stop();
 }
 
 }  // namespace fastllm

@@ -1,14 +1,13 @@
-"""Several datasets drawn from as one, by weights or until all are spent, as Megatron-Core blends them."""
+"""Several datasets drawn from as one, by weights or until all are spent, as in Megatron-Core."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
 
 import numpy as np
-from fastllm_core import blend, exhaustive_blend
 from numpy.typing import NDArray
 
+from fastllm_core import blend, exhaustive_blend
 from fastllm_data.errors import UserError
 from fastllm_data.gpt_dataset import GPTDataset, Sample
 
@@ -19,16 +18,12 @@ class BlendedSample(Sample):
     dataset_id: np.int16
 
 
-class _Described(TypedDict):
-    dataset_index: NDArray[np.int16]
-    dataset_sample_index: NDArray[np.int64]
-
-
 class BlendedDataset:
     """Draws sample t from the dataset that is furthest behind its weight.
 
-    weights: one per dataset, any positive scale; ``size``: how many samples. With ``weights`` None, every
-    sample of every dataset is drawn once, or if ``size`` is given, weights are the datasets' lengths.
+    weights: one per dataset, any positive scale; ``size``: how many samples. With ``weights`` None
+    every sample of every dataset is drawn once, or, if ``size`` is given, the weights are the
+    datasets' lengths.
 
     Raises UserError if a dataset has fewer samples than the blend would draw from it.
     """

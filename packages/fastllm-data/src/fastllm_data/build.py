@@ -44,6 +44,12 @@ def parse_blend(paths: Sequence[str | float | Path]) -> Blend:
     return Blend(tuple(items), None)
 
 
+def normalize(weights: Sequence[float]) -> list[float]:
+    """Weights that sum to 1. By numpy: since Python 3.12 the built-in sum rounds differently."""
+    array = np.array(weights, dtype=np.float64)
+    return (array / array.sum()).tolist()
+
+
 def _number(text: str) -> float | None:
     try:
         return float(text)
@@ -52,15 +58,14 @@ def _number(text: str) -> float | None:
 
 
 def parse_split(split: str) -> list[tuple[float, float] | None]:
-    """``"949,50,1"`` → the range of each split as shares of the documents; None for an empty one."""
+    """``"949,50,1"`` → each split's range as shares of the documents; None for an empty one."""
     parts = [float(part) for part in re.findall(r"[.0-9]+", split)]
     if not parts or len(parts) > len(SPLITS) or sum(parts) <= 0:
         raise UserError(f"split {split!r}: give up to three shares, like 949,50,1")
     parts += [0.0] * (len(SPLITS) - len(parts))
-    total = sum(parts)
     bounds: list[tuple[float, float] | None] = []
     low = 0.0
-    for share in (part / total for part in parts):
+    for share in normalize(parts):
         high = low + share
         bounds.append((low, min(high, 1.0)) if high > low else None)
         low = high
@@ -82,7 +87,7 @@ def build_datasets(
     cache_dir: Path | None = None,
     options: SampleOptions | None = None,
 ) -> tuple[Dataset | None, Dataset | None, Dataset | None]:
-    """The train, valid and test datasets; None where the split gives nothing or 0 samples are asked.
+    """The train, valid and test datasets; None where the split gives nothing or 0 are asked for.
 
     paths: prefixes, or weight, prefix, weight, prefix, …
     split: shares of the documents, like "949,50,1".
@@ -129,10 +134,11 @@ def _one_split(
         return BlendedDataset([one(source, None) for source in indexed], None, wanted)
     if wanted is None:
         return BlendedDataset([one(source, None) for source in indexed], blend.weights)
-    total = sum(blend.weights)
-    shares = [math.ceil(wanted * (weight / total)) for weight in blend.weights]
+    weights = normalize(blend.weights)
+    shares = [math.ceil(wanted * weight) for weight in weights]
     datasets = [
         one(source, math.ceil(share * (1 + SURPLUS)))
         for source, share in zip(indexed, shares, strict=True)
     ]
-    return BlendedDataset(datasets, blend.weights, sum(shares))
+    # The blend normalizes once more, which in floating point may change a bit; so does Megatron.
+    return BlendedDataset(datasets, weights, sum(shares))

@@ -1,8 +1,8 @@
 """Training samples of fixed length from an indexed dataset, in Megatron-Core's order.
 
-The documents of a split are repeated for as many epochs as the samples need, shuffled, and read as one
-stream of tokens; sample k covers ``seq_len`` tokens of it plus one label. Every index and every sample
-equals what ``megatron.core.datasets.gpt_dataset.GPTDataset`` gives for the same arguments.
+The documents of a split are repeated for as many epochs as the samples need, shuffled, and read as
+one stream of tokens; sample k covers ``seq_len`` tokens of it plus one label. Every index and every
+sample equals what ``megatron.core.datasets.gpt_dataset.GPTDataset`` gives for the same arguments.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
-from fastllm_core import gpt_indices
 from numpy.typing import NDArray
 
+from fastllm_core import gpt_indices
 from fastllm_data.errors import UserError
 from fastllm_data.indexed_dataset import IndexedDataset
 
-# A last epoch is shuffled apart from the others when it contributes less than this share of its samples.
+# A last epoch is shuffled apart when it contributes less than this share of its samples.
 SEPARATE_FINAL_EPOCH_SHARE = 0.80
 
 
@@ -62,7 +62,7 @@ class SamplePlan:
 def plan_samples(
     tokens_per_epoch: int, seq_len: int, num_samples: int | None, options: SampleOptions
 ) -> SamplePlan:
-    """The arithmetic of Megatron-Core's ``_get_num_epochs`` and ``_build_document_sample_shuffle_indices``."""
+    """Megatron-Core's arithmetic for the number of epochs and samples."""
     extra = int(options.extra_token)
     epochs = 1
     if num_samples is not None:

@@ -1,8 +1,9 @@
 """Megatron's indexed dataset on disk: read it, check it, write it.
 
-Layout (little endian, packed): ``PREFIX.bin`` holds token ids and nothing else. ``PREFIX.idx`` holds
-magic (9 bytes), version (u64), dtype code (u8), number of sequences S (u64), number of document
-boundaries D (u64), lengths (i32[S], tokens), offsets (i64[S], bytes), boundaries (i64[D], sequences).
+Layout (little endian, packed): ``PREFIX.bin`` holds token ids and nothing else. ``PREFIX.idx``
+holds magic (9 bytes), version (u64), dtype code (u8), number of sequences S (u64), number of
+document boundaries D (u64), lengths (i32[S], tokens), offsets (i64[S], bytes), boundaries (i64[D],
+sequences).
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ class IndexedDataset:
         path, size = self.idx_path, len(index)
         if index[: len(OBSOLETE_MAGIC)] == OBSOLETE_MAGIC:
             raise UserError(
-                f"{path}: the obsolete 'cached' or 'lazy' format", "make the dataset again as 'mmap'"
+                f"{path}: the obsolete 'cached' or 'lazy' format",
+                "make the dataset again as 'mmap'",
             )
         if index[: len(MAGIC)] != MAGIC[: min(size, len(MAGIC))] or size == 0:
             raise UserError(f"{path}: byte 0: not a Megatron index file")
@@ -103,15 +105,17 @@ class IndexedDataset:
             lengths = self.lengths[first : first + CHECK_ITEMS].astype(np.int64)
             if (lengths < 0).any():
                 i = first + int((lengths < 0).argmax())
-                raise UserError(f"{path}: byte {lengths_at + 4 * i}: sequence {i} has a negative length")
+                raise UserError(
+                    f"{path}: byte {lengths_at + 4 * i}: sequence {i} has a negative length"
+                )
             ends = expected + np.cumsum(lengths * self.dtype.itemsize)
             starts = np.concatenate([[expected], ends[:-1]])
             wrong = self.offsets[first : first + CHECK_ITEMS] != starts
             if wrong.any():
                 i = first + int(wrong.argmax())
                 raise UserError(
-                    f"{path}: byte {offsets_at + 8 * i}: sequence {i} starts at {self.offsets[i]}, but "
-                    f"the lengths before it end at {starts[i - first]}"
+                    f"{path}: byte {offsets_at + 8 * i}: sequence {i} starts at "
+                    f"{self.offsets[i]}, but the lengths before it end at {starts[i - first]}"
                 )
             expected = int(ends[-1])
         if expected != self.tokens.nbytes:
@@ -122,15 +126,17 @@ class IndexedDataset:
             raise UserError(f"{path}: byte {boundaries_at}: document boundaries must start with 0")
         if boundaries[-1] != sequences:
             raise UserError(
-                f"{path}: byte {boundaries_at + 8 * (len(boundaries) - 1)}: the last document ends at "
-                f"sequence {boundaries[-1]} of {sequences}"
+                f"{path}: byte {boundaries_at + 8 * (len(boundaries) - 1)}: the last document "
+                f"ends at sequence {boundaries[-1]} of {sequences}"
             )
         for first in range(0, len(boundaries) - 1, CHECK_ITEMS):
             part = boundaries[first : first + CHECK_ITEMS + 1]
             falling = part[1:] < part[:-1]
             if falling.any():
                 i = first + int(falling.argmax()) + 1
-                raise UserError(f"{path}: byte {boundaries_at + 8 * i}: document boundary {i} is too low")
+                raise UserError(
+                    f"{path}: byte {boundaries_at + 8 * i}: document boundary {i} is too low"
+                )
 
     def __len__(self) -> int:
         """Number of sequences."""
@@ -200,7 +206,7 @@ class IndexedDatasetWriter:
         return self.prefix.with_name(f".{self.prefix.name}{suffix}.{os.getpid()}")
 
     def add(self, ids: Sequence[int] | NDArray[Any]) -> None:
-        """Append one sequence to the current document. Raises OverflowError for an id out of range."""
+        """Append a sequence to the current document. Raises OverflowError for a bad id."""
         tokens = np.asarray(ids, dtype=np.int64)
         limits = np.iinfo(self.dtype)
         if len(tokens) and (tokens.min() < limits.min or tokens.max() > limits.max):
@@ -232,4 +238,4 @@ class IndexedDatasetWriter:
             file.write(np.concatenate([[0], ends])[: len(lengths)].astype("<i8").tobytes())
             file.write(np.array(self._boundaries, dtype="<i8").tobytes())
         for suffix in (".bin", ".idx"):
-            os.replace(self._temporary(suffix), self.prefix.with_name(self.prefix.name + suffix))
+            self._temporary(suffix).replace(self.prefix.with_name(self.prefix.name + suffix))

@@ -8,14 +8,13 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO, cast
 
 from fastllm_core import DatasetBuilder
-
 from fastllm_data.errors import UserError
 
 CHUNK = 1 << 20
@@ -34,7 +33,7 @@ class Source:
 
 
 def find_sources(patterns: tuple[str, ...]) -> list[Source]:
-    """Expand files, globs and ``-`` (standard input), in the order given; a glob's files by name."""
+    """Expand files, globs and ``-`` (standard input), in order; the files of a glob by name."""
     sources: list[Source] = []
     for pattern in patterns:
         if pattern == "-":
@@ -42,7 +41,11 @@ def find_sources(patterns: tuple[str, ...]) -> list[Source]:
             continue
         path = Path(pattern)
         # A glob that matches is for shells that did not expand it; a real name wins.
-        matches = [path] if path.exists() else [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
+        matches = (
+            [path]
+            if path.exists()
+            else [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207
+        )
         if not matches:
             raise UserError(f"{pattern}: no such file")
         sources.extend(_file(match) for match in matches)
@@ -76,13 +79,13 @@ def add_source(builder: DatasetBuilder, source: Source) -> None:
 
 
 @contextmanager
-def open_source(source: Source) -> Iterator[IO[bytes]]:
+def open_source(source: Source) -> Generator[BinaryIO]:
     """The decompressed bytes of an input."""
     if source.kind == "stdin":
         yield sys.stdin.buffer
     elif source.kind == "gz":
         with gzip.open(source.name, "rb") as stream:
-            yield stream
+            yield cast(BinaryIO, stream)
     else:
         with Path(source.name).open("rb") as stream:
             yield stream
@@ -113,7 +116,8 @@ def _texts(line: bytes, keys: tuple[str, ...]) -> Iterator[str]:
         record: Any = json.loads(line)
         for key in keys:
             value: Any = record[key]
-            for text in value if isinstance(value, list) else [value]:
+            texts = cast(list[Any], value) if isinstance(value, list) else [value]
+            for text in texts:
                 text.encode()  # a lone surrogate is no text
                 yield text
     except (ValueError, KeyError, TypeError, AttributeError):

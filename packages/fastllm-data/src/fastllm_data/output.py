@@ -34,14 +34,12 @@ class Target:
     def publish(self) -> None:
         """Give the complete files their names; the .idx last, as readers open it first."""
         for suffix in (".meta.json", ".bin", ".idx"):
-            os.replace(self.work_file(suffix), self.file(suffix))
+            self.work_file(suffix).replace(self.file(suffix))
 
 
 def targets_of(out: Path, keys: tuple[str, ...], level: str = "document") -> list[Target]:
     """Megatron's names: ``{out}_{key}_{level}``."""
-    return [
-        Target(out.with_name(f"{out.name}_{key}_{level}"), work_folder(out)) for key in keys
-    ]
+    return [Target(out.with_name(f"{out.name}_{key}_{level}"), work_folder(out)) for key in keys]
 
 
 def work_folder(out: Path) -> Path:
@@ -77,7 +75,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def sha256_file(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from fastllm_core import DatasetBuilder, Encoder, InputError, python_encoder
-
 from fastllm_data import __version__
 from fastllm_data.errors import UserError
 from fastllm_data.inputs import Source, add_source, find_sources, sample_texts
@@ -219,7 +217,7 @@ class BadLines:
 def _publish(targets: list[Target], bad: list[Path]) -> None:
     out = targets[0].work.with_suffix("")
     for path in bad:
-        os.replace(path, out.with_name(f"{out.name}.{path.name}"))
+        path.replace(out.with_name(f"{out.name}.{path.name}"))
     for target in targets:
         target.publish()
 

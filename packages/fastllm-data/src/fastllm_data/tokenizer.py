@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from fastllm_core import Encoder, InputError, sentencepiece_encoder, sentencepiece_info
-
 from fastllm_data.errors import UserError
 
 EncodeBatch = Callable[[list[str]], list[list[int]]]

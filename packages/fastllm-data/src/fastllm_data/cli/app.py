@@ -11,8 +11,8 @@ import click
 
 from fastllm_data import __version__
 
-# Verb → one-line help. The module is ``fastllm_data.cli.<verb>``, its command is ``command``; the line
-# stands here too so that the group's help imports no verb (a test keeps them equal).
+# Verb → one-line help. The module is ``fastllm_data.cli.<verb>``, its command is ``command``; the
+# line stands here too so that the group's help imports no verb (a test keeps them equal).
 VERBS: dict[str, str] = {
     "tokenize": "Turn JSONL into a Megatron dataset (.bin, .idx).",
     "train-tokenizer": "Train a SentencePiece BPE tokenizer.",

@@ -12,25 +12,55 @@ from fastllm_data.cli.app import ExampleCommand, print_json
 
 @click.command(
     cls=ExampleCommand,
-    example="fastllm-data tokenize corpus.jsonl --tokenizer tokenizer.model --append-eod --out data/c",
+    example="fastllm-data tokenize c.jsonl --tokenizer t.model --append-eod --out data/c",
 )
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("--tokenizer", required=True, type=click.Path(path_type=Path), help="Tokenizer file.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Output prefix.")
-@click.option("--key", "keys", multiple=True, default=("text",), show_default=True,
-              help="JSON field to read; repeat for several datasets.")  # fmt: skip
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    default=("text",),
+    show_default=True,
+    help="JSON field to read; repeat for several datasets.",
+)
 @click.option("--append-eod", is_flag=True, help="End each document with the end-of-document id.")
 @click.option("--add-bos", is_flag=True, help="Start each sequence with the BOS id.")
-@click.option("--empty-doc", type=click.Choice(["boundary", "skip", "eod"]), default="boundary",
-              show_default=True, help="What a text without tokens becomes.")  # fmt: skip
-@click.option("--on-error", type=click.Choice(["stop", "skip", "quarantine"]), default="stop",
-              show_default=True, help="What to do with a bad line.")  # fmt: skip
-@click.option("--workers", type=click.IntRange(1, 1024), default=lambda: os.cpu_count() or 1,
-              help="Threads; the output is the same for any number.  [default: all cores]")  # fmt: skip
-@click.option("--verify-sample", type=click.IntRange(0), default=32, show_default=True,
-              help="Documents per input to compare with the reference tokenizer; 0: none.")  # fmt: skip
-@click.option("--encoder", type=click.Choice(["auto", "reference"]), default="auto",
-              show_default=True, help="auto: the fast exact encoder where there is one.")  # fmt: skip
+@click.option(
+    "--empty-doc",
+    type=click.Choice(["boundary", "skip", "eod"]),
+    default="boundary",
+    show_default=True,
+    help="What a text without tokens becomes.",
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(["stop", "skip", "quarantine"]),
+    default="stop",
+    show_default=True,
+    help="What to do with a bad line.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 1024),
+    default=lambda: os.cpu_count() or 1,
+    help="Threads; the output is the same for any number.  [default: all cores]",
+)
+@click.option(
+    "--verify-sample",
+    type=click.IntRange(0),
+    default=32,
+    show_default=True,
+    help="Documents per input to compare with the reference tokenizer; 0: none.",
+)
+@click.option(
+    "--encoder",
+    type=click.Choice(["auto", "reference"]),
+    default="auto",
+    show_default=True,
+    help="auto: the fast exact encoder where there is one.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
