@@ -64,7 +64,7 @@ def run(
     require_free(src, dst, force=force)
     advance, close = progress_bar(plan.bytes_written, f"writing {dst.name}")
     try:
-        execute(
+        overflowed = execute(
             plan,
             dst,
             threads=threads or default_threads(),
@@ -75,6 +75,8 @@ def run(
     finally:
         close()
     seconds = time.monotonic() - started
+    if overflowed:
+        say(f"warning: {overflowed} finite values became infinite in {dtype}")
     result = {
         "source": {"path": str(src), "format": source.format, "summary": source.summary},
         "family": source.spec.family,
@@ -82,6 +84,7 @@ def run(
         "tensors": plan.tensors,
         "bytes": plan.bytes_written,
         "seconds": round(seconds, 3),
+        "overflowed": overflowed,
         "notes": list(plan.notes),
     }
     emit(

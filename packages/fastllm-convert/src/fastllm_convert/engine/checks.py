@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fastllm_convert.arrays import Array, SourceFile
 from fastllm_convert.dtypes import DType, numpy_float, raw_numpy
-from fastllm_convert.engine.copying import Window, gather, windows
+from fastllm_convert.engine.copying import Window, cast, gather, windows
 from fastllm_convert.engine.plan import Piece
 from fastllm_convert.engine.sources import Sources
 from fastllm_convert.errors import UserError
@@ -105,8 +105,10 @@ def gather_window(
     array: Array, window: Window, target: DType, sources: Sources
 ) -> npt.NDArray[Any]:
     """One window's elements, as unsigned integers of ``target``'s width; zeros materialised."""
-    found = gather(window, array.dtype, target, sources)
-    return np.zeros(window.shape, raw_numpy(target)) if found is None else found
+    found = gather(window, array.dtype, sources)
+    if found is None:
+        return np.zeros(window.shape, raw_numpy(target))
+    return found if target == array.dtype else cast(found, array.dtype, target)[0]
 
 
 def check_equal(equal: Sequence[tuple[str, Array, Array]], sources: Sources) -> None:

@@ -142,16 +142,26 @@ def _overlaps(box: Box, start: Sequence[int], size: Sequence[int]) -> bool:
     )
 
 
-def run_task(task: Task, piece: Piece, sources: Sources, out: int, *, want_crc: bool) -> int:
-    """Move the bytes; returns their CRC-32 when wanted (0 otherwise)."""
+class Done(NamedTuple):
+    """``crc``: CRC-32 of the bytes written, when wanted. ``overflowed``: finite → infinite."""
+
+    crc: int = 0
+    overflowed: int = 0
+
+
+def run_task(task: Task, piece: Piece, sources: Sources, out: int, *, want_crc: bool) -> Done:
+    """Move the bytes of one task."""
     if isinstance(task, Run):
-        return _run_range(task, sources, out, want_crc=want_crc)
-    buffer = gather(task, piece.array.dtype, piece.dtype, sources)
+        return Done(_run_range(task, sources, out, want_crc=want_crc))
+    buffer = gather(task, piece.array.dtype, sources)
     if buffer is None:
-        return crc32.of_zeros(task.nbytes) if want_crc else 0
+        return Done(crc32.of_zeros(task.nbytes) if want_crc else 0)
+    overflowed = 0
+    if piece.dtype != piece.array.dtype:
+        buffer, overflowed = cast(buffer, piece.array.dtype, piece.dtype)
     view = buffer.reshape(-1).view(np.uint8).data
     write_all(out, view, task.offset)
-    return zlib.crc32(view) if want_crc else 0
+    return Done(zlib.crc32(view) if want_crc else 0, overflowed)
 
 
 def _run_range(run: Run, sources: Sources, out: int, *, want_crc: bool) -> int:
@@ -210,11 +220,9 @@ def write_all(fd: int, view: memoryview, offset: int) -> None:
         view, offset = view[done:], offset + done
 
 
-def gather(
-    window: Window, source_type: DType, target: DType, sources: Sources
-) -> npt.NDArray[Any] | None:
+def gather(window: Window, dtype: DType, sources: Sources) -> npt.NDArray[Any] | None:
     """The window's elements as one C-ordered buffer. None: nothing but zeros (holes, padding)."""
-    raw = raw_numpy(source_type)
+    raw = raw_numpy(dtype)
     buffer = np.empty(window.shape, raw)
     empty = True
     for box in window.boxes:
@@ -230,9 +238,7 @@ def gather(
         else:
             buffer[place] = view
             empty = False
-    if empty:
-        return None
-    return buffer if target == source_type else cast(buffer, source_type, target)
+    return None if empty else buffer
 
 
 def _view(
@@ -258,14 +264,26 @@ def _view(
     return np.ndarray(shape, raw, buffer=source.bytes.data, offset=offset, strides=box.strides)
 
 
-def cast(buffer: npt.NDArray[Any], source: DType, target: DType) -> npt.NDArray[Any]:
-    """Round to nearest, ties to even (IEEE 754; numpy's and ml_dtypes' conversion)."""
+def cast(buffer: npt.NDArray[Any], source: DType, target: DType) -> tuple[npt.NDArray[Any], int]:
+    """Round to nearest, ties to even (IEEE 754; numpy's and ml_dtypes' conversion).
+
+    Also returns how many finite values became infinite.
+    """
     if not (source.floating and target.floating):
         raise UserError(f"cannot cast {source.code} to {target.code}")
+    if source.code == "BF16" and target.code == "F32":
+        # bfloat16 is the upper half of a float32: widening is a shift, and exact.
+        return buffer.astype(np.uint32) << 16, 0
+    values = buffer.view(numpy_float(source))
     with np.errstate(over="ignore", invalid="ignore"):
-        if source.code == "BF16" and target.code == "F32":
-            # bfloat16 is the upper half of a float32: widening is a shift, and exact.
-            return buffer.astype(np.uint32) << 16
-        values = buffer.view(numpy_float(source))
         result = values.astype(numpy_float(target))
-    return result.view(raw_numpy(target))
+    overflowed = 0
+    if _RANGE[target.code] < _RANGE[source.code]:
+        overflowed = int(np.count_nonzero(~np.isfinite(result)))
+        if overflowed:
+            overflowed -= int(np.count_nonzero(~np.isfinite(values)))
+    return result.view(raw_numpy(target)), overflowed
+
+
+# Exponents of the largest finite value: which casts can overflow.
+_RANGE = {"F64": 1023, "F32": 127, "BF16": 126, "F16": 15, "F8_E5M2": 15, "F8_E4M3": 8}

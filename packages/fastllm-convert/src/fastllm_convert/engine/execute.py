@@ -10,23 +10,21 @@ import errno
 import os
 import shutil
 import sys
-import threading
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from fastllm_convert.engine.checks import check_equal, check_members
-from fastllm_convert.engine.copying import CHUNK, Task, run_task, tasks, write_all
+from fastllm_convert.engine.copying import CHUNK
 from fastllm_convert.engine.journal import Journal
-from fastllm_convert.engine.plan import OutputFile, Piece, Plan
+from fastllm_convert.engine.plan import Plan
 from fastllm_convert.engine.publish import publish
 from fastllm_convert.engine.sources import Sources
+from fastllm_convert.engine.writer import Progress, Writer
 from fastllm_convert.errors import UserError
-from fastllm_convert.files import crc32
 
 MAX_THREADS = 8
-Progress = Callable[[int], None]
 
 
 def default_threads() -> int:
@@ -42,8 +40,11 @@ def execute(
     check_crc: bool,
     progress: Progress,
     replace: bool = False,
-) -> None:
-    """Write ``plan`` as the folder ``target``; ``replace``: in place of the one that is there."""
+) -> int:
+    """Write ``plan`` as the folder ``target``; ``replace``: in place of the one that is there.
+
+    Returns how many values a cast made infinite.
+    """
     target = target.absolute()
     folder = target.parent / f".{target.name}.partial"
     with _cleaned_on_error(folder), Sources() as sources, ThreadPoolExecutor(threads) as pool:
@@ -53,10 +54,11 @@ def execute(
         _require_space(plan, folder, sources)
         _prepare(folder)
         with Journal(folder / ".journal", plan.fingerprint()) as journal:
-            for index, file in enumerate(plan.files):
-                _write_file(index, file, folder, journal, sources, pool, threads, progress)
+            writer = Writer(folder, journal, sources, threads)
+            writer.run(plan, pool, progress)
         (folder / ".journal").unlink()
         publish(folder, target, replace=replace)
+        return writer.overflowed
 
 
 @contextmanager
@@ -97,120 +99,6 @@ def _require_space(plan: Plan, folder: Path, sources: Sources) -> None:
             f"the result needs {plan.bytes_written / 1e9:.2f} GB, "
             f"{parent} has {free / 1e9:.2f} GB free"
         )
-
-
-def _write_file(
-    index: int,
-    file: OutputFile,
-    folder: Path,
-    journal: Journal,
-    sources: Sources,
-    pool: ThreadPoolExecutor,
-    threads: int,
-    progress: Progress,
-) -> None:
-    path = folder / file.path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    out = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        done = journal.done(index)
-        if not done:
-            os.ftruncate(out, 0)  # what an interrupted run left is not trusted without a record
-        os.ftruncate(out, file.size)
-        crcs = _write_pieces(index, file, out, done, journal, sources, pool, threads, progress)
-        literals = list(file.literals)
-        if file.finish is not None:
-            literals += file.finish(crcs)
-        for offset, content in literals:
-            write_all(out, memoryview(content), offset)
-        os.fsync(out)
-    finally:
-        os.close(out)
-
-
-class _PieceState:
-    """Task CRCs of one piece, folded in order once all of them are there."""
-
-    def __init__(self, count: int) -> None:
-        self.left = count
-        self.parts: list[tuple[int, int]] = [(0, 0)] * count
-
-    def crc(self) -> int:
-        total = 0
-        for crc, nbytes in self.parts:
-            total = crc32.combine(total, crc, nbytes)
-        return total
-
-
-def _write_pieces(
-    index: int,
-    file: OutputFile,
-    out: int,
-    done: dict[int, int],
-    journal: Journal,
-    sources: Sources,
-    pool: ThreadPoolExecutor,
-    threads: int,
-    progress: Progress,
-) -> list[int]:
-    """Copy every piece that the journal does not list; returns the CRC of all, in order."""
-    want_crc = file.finish is not None
-    states: dict[int, _PieceState] = {}
-    crcs = dict(done)
-    lock = threading.Lock()
-
-    def finish(number: int, part: int, crc: int, nbytes: int) -> None:
-        with lock:
-            state = states[number]
-            state.parts[part] = (crc, nbytes)
-            state.left -= 1
-            if state.left:
-                return
-            crcs[number] = state.crc() if want_crc else 0
-            del states[number]
-            journal.record(index, number, crcs[number])
-
-    def work(number: int, part: int, task: Task, piece: Piece) -> int:
-        crc = run_task(task, piece, sources, out, want_crc=want_crc)
-        finish(number, part, crc, task.nbytes)
-        return task.nbytes
-
-    def jobs() -> Iterator[Callable[[], int]]:
-        for number, piece in enumerate(file.pieces):
-            if number in done:
-                progress(piece.nbytes)
-                continue
-            cut = tasks(piece)
-            if not cut:
-                crcs[number] = 0
-                continue
-            states[number] = _PieceState(len(cut))
-            for part, task in enumerate(cut):
-                yield lambda n=number, i=part, t=task, p=piece: work(n, i, t, p)
-
-    run_bounded(pool, jobs(), threads, progress)
-    return [crcs[n] for n in range(len(file.pieces))]
-
-
-def run_bounded(
-    pool: ThreadPoolExecutor, jobs: Iterator[Callable[[], int]], threads: int, progress: Progress
-) -> None:
-    """Run jobs with at most a few waiting, so that memory does not grow with their number."""
-    waiting: set[Future[int]] = set()
-    try:
-        for job in jobs:
-            waiting.add(pool.submit(job))
-            if len(waiting) > 2 * threads:
-                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    progress(future.result())
-        for future in waiting:
-            progress(future.result())
-    except BaseException:
-        for future in waiting:
-            future.cancel()
-        wait(waiting)
-        raise
 
 
 def progress_bar(total: int, label: str) -> tuple[Progress, Callable[[], None]]:

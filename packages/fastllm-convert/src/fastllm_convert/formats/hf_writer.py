@@ -124,8 +124,9 @@ def config_json(source: Checkpoint, dtype: DType, token_ids: Mapping[str, int]) 
     for key in ("rope_theta", "rope_scaling", "rope_parameters"):
         if key in ours:
             merged[key] = ours[key]
-    if "head_dim" in ours and merged.get("head_dim") is None:
-        merged["head_dim"] = ours["head_dim"]
+    for key in ("head_dim", *token_ids):
+        if merged.get(key) is None and ours.get(key) is not None:
+            merged[key] = ours[key]
     return merged
 
 
