@@ -72,6 +72,7 @@ class Backend:
     context_gib: float = 1.5
     fragmentation: float = 0.04
     stage_buffers: float = 0.0
+    lazy_gradients: bool = False
     optimizer_temp_bytes: float = 0.0
     bf16_extra_grad_bytes: float = 0.0
     # time
@@ -95,6 +96,10 @@ class Backend:
     collective_efficiency: float = 1.0
     layer_overhead_us: float = 60.0
     step_overhead_ms: float = 20.0
+
+    def __hash__(self) -> int:
+        """Equal backends have equal names; hashing every field costs more than a price does."""
+        return hash(self.name)
 
 
 @cache

@@ -37,7 +37,7 @@ class Group:
 
 def group(cluster: Cluster, size: int, stride: int) -> Group:
     """``size`` ranks that are ``stride`` apart in rank order (ranks fill nodes in order)."""
-    device = cluster.gpu
+    device = cluster.device
     per_node = max(1, min(size, cluster.gpus_per_node // stride))
     intra = device.intra_node_bandwidth
     if device.peer_bandwidth < intra:
@@ -80,7 +80,7 @@ def all_to_all_seconds(g: Group, bytes_per_rank: float) -> float:
 def send_seconds(cluster: Cluster, size_bytes: float, *, same_node: bool) -> float:
     """Point to point."""
     if same_node:
-        rate = cluster.gpu.peer_bandwidth * INTRA_EFFICIENCY
+        rate = cluster.device.peer_bandwidth * INTRA_EFFICIENCY
     else:
         rate = cluster.network_bandwidth * INTER_EFFICIENCY
     return size_bytes / rate + SEND_CALL

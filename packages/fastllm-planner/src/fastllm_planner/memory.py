@@ -18,6 +18,8 @@ from fastllm_planner.model_sums import ModelSums, model_sums
 
 # Share of the allocator's cache that cannot be given back when memory runs out (it splits blocks).
 IRREDUCIBLE_FRAGMENTATION = 0.5
+# Resident size of a process that imported torch and DeepSpeed, without any tensor.
+CPU_RUNTIME_GIB = 0.7
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,9 @@ class StageMemory:
     gathered_layers: float
     comm_buffers: float
     optimizer_temporaries: float
-    fragmentation: float
+    fragmentation_share: float
     overhead: float
+    lazy_gradients: bool
 
     @property
     def states(self) -> float:
@@ -50,8 +53,13 @@ class StageMemory:
 
     @property
     def backward_peak(self) -> float:
-        transient = max(self.logits, self.workspace)
-        return self.states + self.activations + transient + self.gathered_layers
+        """At the loss (all activations) or later (gradients complete), whichever is larger."""
+        if not self.lazy_gradients:
+            transient = max(self.logits, self.workspace)
+            return self.states + self.activations + transient + self.gathered_layers
+        fixed = self.weights + self.optimizer + self.gathered_layers
+        later = max(self.activations, self.gradients) + self.workspace
+        return fixed + max(self.activations + self.logits, later)
 
     @property
     def optimizer_peak(self) -> float:
@@ -66,13 +74,19 @@ class StageMemory:
         return max(self.backward_peak, self.optimizer_peak) + self.comm_buffers
 
     @property
+    def fragmentation(self) -> float:
+        """Bytes that the allocator caches without a use."""
+        return self.fragmentation_share * self.allocated
+
+    @property
     def total(self) -> float:
-        return self.allocated + self.fragmentation + self.overhead
+        return self.allocated * (1.0 + self.fragmentation_share) + self.overhead
 
     @property
     def required(self) -> float:
         """What the device must have: before it fails, the allocator gives back unused cache."""
-        return self.allocated + IRREDUCIBLE_FRAGMENTATION * self.fragmentation + self.overhead
+        share = 1.0 + IRREDUCIBLE_FRAGMENTATION * self.fragmentation_share
+        return self.allocated * share + self.overhead
 
 
 @dataclass(frozen=True)
@@ -105,7 +119,7 @@ class MemoryEstimate:
     def fits(self, cluster: Cluster) -> bool:
         host = cluster.host_memory_bytes
         host_ok = host is None or self.host_bytes <= host
-        return self.required <= cluster.gpu.memory_bytes and host_ok
+        return self.required <= cluster.device.memory_bytes and host_ok
 
 
 @lru_cache(maxsize=4096)
@@ -245,8 +259,7 @@ def stage_memory(
         gathered = per_param * sums.largest_layer / layout.tp
     workspace = _layer_workspace(spec, layout, backend, tokens)
     temporaries = backend.optimizer_temp_bytes * optimizer / backend.optimizer_bytes
-    states = weights + gradients + optimizer
-    live = max(activations + max(logits, workspace) + gathered, temporaries)
+    runtime = CPU_RUNTIME_GIB if cluster.gpu.architecture == "cpu" else backend.context_gib
     return StageMemory(
         stage=stage,
         layers=layers,
@@ -259,8 +272,9 @@ def stage_memory(
         gathered_layers=gathered,
         comm_buffers=buffers,
         optimizer_temporaries=temporaries,
-        fragmentation=backend.fragmentation * (states + live + buffers),
-        overhead=backend.context_gib * GIB,
+        fragmentation_share=backend.fragmentation,
+        overhead=runtime * GIB,
+        lazy_gradients=backend.lazy_gradients and layout.micro_batches == 1,
     )
 
 
@@ -312,5 +326,7 @@ def estimate_memory(
 
 def peak_bytes(spec: ArchSpec, layout: Layout, cluster: Cluster, backend: Backend) -> float:
     """``estimate_memory(...).required`` from the stages that can hold it (fast)."""
-    stages = {0, min(1, layout.pp - 1), layout.pp - 1}
+    stages = {0, layout.pp - 1}
+    if layout.pp > 2 and spec.layers % layout.pp:
+        stages.add(1)  # holds a layer more than the ends
     return max(stage_memory(spec, layout, cluster, backend, i).required for i in stages)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fastllm_planner.arch import ArchSpec
 from fastllm_planner.backends import Backend
@@ -70,8 +71,7 @@ class StepEstimate:
         return (self.model_tflops_causal if causal else self.model_tflops_full) / self.peak_tflops
 
 
-@dataclass(frozen=True)
-class _LayerParts:
+class _LayerParts(NamedTuple):
     """Seconds that one layer adds to one micro-batch on one rank, by cause."""
 
     compute: float
@@ -147,6 +147,7 @@ def _zero3_seconds(
     params = model_sums(spec).held(layout.tp, layout.ep) / spec.layers
     seconds = 2.0 * gather_seconds(g, 2.0 * params)
     seconds += gather_seconds(g, backend.grad_reduce_bytes * params)
+    seconds /= backend.collective_efficiency
     return max(seconds - backend.zero3_overlap * busy, (1 - backend.zero3_overlap) * seconds)
 
 
@@ -160,13 +161,13 @@ def _layer_parts(
 ) -> _LayerParts:
     slow, comm = profile.compute, profile.communication
     busy = (t.forward + t.backward) * slow
-    rate = cluster.gpu.memory_bandwidth * backend.memory_efficiency
+    rate = cluster.device.memory_bandwidth * backend.memory_efficiency
     accumulate = 0.0
     if layout.micro_batches > 1:
         held = model_sums(spec).held(layout.tp, layout.ep) / spec.layers
         accumulate = backend.accumulate_bytes * held / rate
     # Small kernels wait for the host: forward, and backward at twice that, per layer.
-    launch = 3e-6 * backend.layer_overhead_us if cluster.gpu.architecture != "cpu" else 0.0
+    launch = 3e-6 * backend.layer_overhead_us if cluster.device.architecture != "cpu" else 0.0
     return _LayerParts(
         compute=busy + accumulate * slow,
         recompute=_recomputed(layout, backend, t) * slow,
@@ -220,7 +221,7 @@ def _optimizer_seconds(spec: ArchSpec, layout: Layout, cluster: Cluster) -> tupl
     sums = model_sums(spec)
     shard = layout.shard_size if layout.zero_stage >= 1 else 1
     owned = sums.total / layout.tp / layout.pp / shard
-    device = cluster.gpu
+    device = cluster.device
     if layout.offload == "none":
         return OPTIMIZER_BYTES_MOVED * owned / (device.memory_bandwidth * 0.7), 0.0
     per_node = min(cluster.gpus_per_node, layout.world_size)
@@ -232,6 +233,47 @@ def _optimizer_seconds(spec: ArchSpec, layout: Layout, cluster: Cluster) -> tupl
     return 0.0, host + moved / device.host_bandwidth
 
 
+class _Step(NamedTuple):
+    """One step before it is told by cause: what a search needs is ``total``."""
+
+    parts: _LayerParts
+    layers: int
+    head: float
+    sends: float
+    bubble: float
+    dp: float
+    optimizer: float
+    offload: float
+    busy: float
+    total: float
+
+
+def _step(
+    spec: ArchSpec, layout: Layout, cluster: Cluster, backend: Backend, profile: Profile
+) -> _Step:
+    """m micro-batches of the slowest stage, the filling and draining of the others (1F1B; 1/v of
+    it interleaved, arXiv:2104.04473), and what follows the last micro-batch."""
+    t = layer_time_of(spec, layout, cluster.device, backend)
+    parts = _layer_parts(spec, layout, cluster, backend, profile, t)
+    m, p = layout.micro_batches, layout.pp
+    per_layer, head = parts.total, t.head * profile.compute
+    counts = stage_layers(spec.layers, p)
+    layers, slow_head = max(counts), 0.0
+    if counts[-1] * per_layer + head >= layers * per_layer:
+        layers, slow_head = counts[-1], head
+    sends = _pipeline_sends(spec, layout, cluster, backend) * profile.communication
+    mean = (per_layer * spec.layers + head) / p + sends
+    bubble = (p - 1) * mean / layout.virtual_stages
+    # With several stages the backward passes of the last micro-batch are staggered.
+    window = layers * parts.compute * (1.0 if p == 1 else 0.7) / profile.communication
+    dp = _dp_seconds(spec, layout, cluster, backend, window) * profile.communication
+    optimizer, offload = _optimizer_seconds(spec, layout, cluster)
+    busy = m * (layers * per_layer + slow_head + sends) + bubble + dp + optimizer + offload
+    busy += backend.step_overhead_ms * 1e-3
+    total = busy * (1.0 + JITTER_PER_DOUBLING * (cluster.nodes - 1).bit_length())
+    return _Step(parts, layers, slow_head, sends, bubble, dp, optimizer, offload, busy, total)
+
+
 def estimate_step(
     spec: ArchSpec,
     layout: Layout,
@@ -241,46 +283,27 @@ def estimate_step(
 ) -> StepEstimate:
     """Seconds of one optimizer step and what they are made of.
 
-    The step is m micro-batches of the slowest stage, the filling and draining of the others (1F1B;
-    1/v of it interleaved, arXiv:2104.04473), and what follows the last micro-batch. ``profile``
-    None takes the shipped one of this (device, backend).
+    ``profile`` None takes the shipped one of this (device, backend).
     """
     profile = profile or default_profile(cluster.gpu.name, backend.name)
-    t = layer_time_of(spec, layout, cluster.gpu, backend)
-    parts = _layer_parts(spec, layout, cluster, backend, profile, t)
-    m, p = layout.micro_batches, layout.pp
-    counts = stage_layers(spec.layers, p)
-    head = t.head * profile.compute
-    layers, slow_head = max(counts), 0.0
-    if counts[-1] * parts.total + head >= layers * parts.total:
-        layers, slow_head = counts[-1], head
-    sends = _pipeline_sends(spec, layout, cluster, backend) * profile.communication
-    mean = (parts.total * spec.layers + head) / p + sends
-    bubble = (p - 1) * mean / layout.virtual_stages
-    # With several stages the backward passes of the last micro-batch are staggered.
-    window = layers * parts.compute * (1.0 if p == 1 else 0.7) / profile.communication
-    dp = _dp_seconds(spec, layout, cluster, backend, window) * profile.communication
-    optimizer, offload = _optimizer_seconds(spec, layout, cluster)
-    per_layer = m * layers
-    fixed = per_layer * parts.launch + backend.step_overhead_ms * 1e-3
-    busy = m * (layers * parts.total + slow_head + sends) + bubble + dp + optimizer + offload
-    busy += backend.step_overhead_ms * 1e-3
-    jitter = JITTER_PER_DOUBLING * (max(1, cluster.nodes) - 1).bit_length()
-    total = busy * (1.0 + jitter)
+    step = _step(spec, layout, cluster, backend, profile)
+    parts, total, m = step.parts, step.total, layout.micro_batches
+    per_layer = m * step.layers
     tokens = float(layout.global_batch * layout.seq_len)
     rate = tokens / layout.world_size / total / 1e12
+    device = cluster.device
     return StepEstimate(
-        compute=per_layer * parts.compute + m * slow_head,
+        compute=per_layer * parts.compute + m * step.head,
         recompute=per_layer * parts.recompute,
         tp_comm=per_layer * parts.tp,
         cp_comm=per_layer * parts.cp,
         ep_comm=per_layer * parts.ep,
-        pp_comm=m * sends,
-        dp_comm=dp + per_layer * parts.zero3,
-        bubble=bubble,
-        optimizer=optimizer,
-        offload=offload,
-        overhead=fixed + busy * jitter,
+        pp_comm=m * step.sends,
+        dp_comm=step.dp + per_layer * parts.zero3,
+        bubble=step.bubble,
+        optimizer=step.optimizer,
+        offload=step.offload,
+        overhead=per_layer * parts.launch + backend.step_overhead_ms * 1e-3 + total - step.busy,
         total=total,
         low=total * (1.0 - profile.spread),
         high=total * (1.0 + profile.spread),
@@ -289,7 +312,7 @@ def estimate_step(
         model_tflops_full=model_flops_per_token(spec, layout.seq_len) * rate,
         model_tflops_causal=model_flops_per_token(spec, layout.seq_len, "causal") * rate,
         hardware_tflops=hardware_flops_per_token(spec, layout.seq_len, layout.recompute) * rate,
-        peak_tflops=cluster.gpu.peak("bf16" if cluster.gpu.supports("bf16") else "fp16"),
+        peak_tflops=device.peak("bf16" if device.supports("bf16") else "fp16"),
     )
 
 
@@ -300,5 +323,6 @@ def step_seconds(
     backend: Backend,
     profile: Profile | None = None,
 ) -> float:
-    """``estimate_step(...).total``: what a search ranks by."""
-    return estimate_step(spec, layout, cluster, backend, profile).total
+    """``estimate_step(...).total``, without the account of it: what a search ranks by."""
+    profile = profile or default_profile(cluster.gpu.name, backend.name)
+    return _step(spec, layout, cluster, backend, profile).total

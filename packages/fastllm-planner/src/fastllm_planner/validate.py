@@ -119,8 +119,21 @@ def predict(rows: Sequence[Row], held_out: str | None = None) -> list[Prediction
 def _predict_row(row: Row, profile: Profile) -> Prediction:
     step = estimate_step(row.spec, row.layout, row.cluster, row.backend, profile)
     memory = estimate_memory(row.spec, row.layout, row.cluster, row.backend)
-    counted = memory.allocated_peak if row.memory_kind == "allocated" else memory.peak
+    if row.memory_kind == "allocated":
+        counted = memory.allocated_peak
+    else:
+        counted = max(stage.total for stage in memory.stages[: _stages_of_first_node(row)])
     return Prediction(row, step.total, counted, memory.fits(row.cluster))
+
+
+def _stages_of_first_node(row: Row) -> int:
+    """Pipeline stages whose ranks are on the first node.
+
+    nvidia-smi shows one node, and logs print rank 0's: a table that says no more is taken to mean
+    that node (stages are the outermost axis of the rank order in Megatron and DeepSpeed).
+    """
+    ranks_per_stage = row.layout.world_size // row.layout.pp
+    return max(1, min(row.layout.pp, row.cluster.gpus_per_node // ranks_per_stage))
 
 
 def errors(values: Sequence[float]) -> Errors:

@@ -48,6 +48,10 @@ class Gpu:
     architecture: str
     source: str
 
+    def __hash__(self) -> int:
+        """Equal devices have equal names; search hashes them very often."""
+        return hash(self.name)
+
     def peak(self, dtype: str) -> float:
         """Dense datasheet peak in TFLOP/s; ``UserError`` if the device lacks the dtype."""
         return _by_dtype(self.name, self.peak_tflops, dtype)
@@ -84,9 +88,29 @@ class Cluster:
         return math.ceil(self.n_gpus / self.gpus_per_node)
 
     @cached_property
+    def device(self) -> Gpu:
+        """What one rank has: the GPU, or its share of the CPU (ranks of a node divide it)."""
+        if self.gpu.architecture != "cpu":
+            return self.gpu
+        ranks = min(self.n_gpus, self.gpus_per_node)
+        return _share(self.gpu, ranks)
+
+    @cached_property
     def network_bandwidth(self) -> float:
         """Bytes/s per device across nodes."""
         return self.inter_node_bandwidth or self.gpu.inter_node_bandwidth
+
+
+def _share(machine: Gpu, ranks: int) -> Gpu:
+    """One of ``ranks`` equal parts of a machine."""
+    return replace(
+        machine,
+        peak_tflops=tuple((dtype, rate / ranks) for dtype, rate in machine.peak_tflops),
+        matmul_tflops=tuple((dtype, rate / ranks) for dtype, rate in machine.matmul_tflops),
+        memory_bytes=machine.memory_bytes // ranks,
+        memory_bandwidth=machine.memory_bandwidth / ranks,
+        sms=max(1, machine.sms // ranks),
+    )
 
 
 def _by_dtype(name: str, table: tuple[tuple[str, float], ...], dtype: str) -> float:
