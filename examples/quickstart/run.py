@@ -70,7 +70,7 @@ def plan(quickstart: Quickstart) -> None:
     emitted.parent.mkdir(parents=True, exist_ok=True)
     command = [
         *"fastllm-planner plan --model llama-10m --gpu cpu --gpus 2 --dtype fp32".split(),
-        *"--global-batch 16 --seq-len 256 --emit".split(),
+        *"--global-batch 4 --seq-len 256 --emit".split(),
         str(emitted),
     ]
     _, seconds = quickstart.run(*command)
@@ -111,7 +111,7 @@ def train(quickstart: Quickstart, args: argparse.Namespace, entropy: float) -> P
     run = quickstart.out / "train"
     command = ["fastllm-train", "run", "configs/quickstart.toml"]
     if args.steps:
-        command.append(f"schedule.steps={args.steps}")
+        command += [f"schedule.steps={args.steps}", "schedule.warmup_steps=2"]
     if quickstart.out != Path("runs/quickstart"):
         command += [
             f"base={quickstart.out / 'plan' / 'train.toml'}",
