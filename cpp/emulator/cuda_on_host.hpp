@@ -38,9 +38,10 @@
 #define EMULATOR_PC __builtin_extract_return_addr(__builtin_return_address(0))
 #define EMULATOR_INLINE inline __attribute__((always_inline))
 
-// Default arguments are evaluated where the function is called.
-#define EMULATOR_HERE \
-    emulator::Site { __builtin_FILE(), static_cast<unsigned>(__builtin_LINE()) }
+// The caller's place, as last parameters: default arguments are evaluated where a function is
+// called.
+#define EMULATOR_FROM_HERE const char *file = __builtin_FILE(), unsigned line = __builtin_LINE()
+#define EMULATOR_SITE (emulator::Site{file, line})
 
 namespace emulator {
 
@@ -88,22 +89,21 @@ EMULATOR_CALL T atomically(T* p, const F& update) {
 
 }  // namespace emulator
 
-EMULATOR_CALL inline void __syncthreads(emulator::Site site = EMULATOR_HERE) {
-    emulator::current_block()->barrier(site);
+EMULATOR_CALL inline void __syncthreads(EMULATOR_FROM_HERE) {
+    emulator::current_block()->barrier(EMULATOR_SITE);
 }
 
-EMULATOR_CALL inline void __syncwarp(unsigned mask = 0xffffffffu,
-                                     emulator::Site site = EMULATOR_HERE) {
+EMULATOR_CALL inline void __syncwarp(unsigned mask = 0xffffffffu, EMULATOR_FROM_HERE) {
     emulator::Block& block = *emulator::current_block();
     block.finish_warp_operation(
-        block.warp_operation(emulator::WarpOp::kSyncWarp, mask, nullptr, 0, site));
+        block.warp_operation(emulator::WarpOp::kSyncWarp, mask, nullptr, 0, EMULATOR_SITE));
 }
 
-EMULATOR_CALL inline unsigned __ballot_sync(unsigned mask, int predicate,
-                                            emulator::Site site = EMULATOR_HERE) {
+EMULATOR_CALL inline unsigned __ballot_sync(unsigned mask, int predicate, EMULATOR_FROM_HERE) {
     emulator::Block& block = *emulator::current_block();
     const unsigned char vote = predicate != 0;
-    emulator::Collective& c = block.warp_operation(emulator::WarpOp::kVote, mask, &vote, 1, site);
+    emulator::Collective& c =
+        block.warp_operation(emulator::WarpOp::kVote, mask, &vote, 1, EMULATOR_SITE);
     unsigned votes = 0;
     for (unsigned i = 0; i < 32; ++i) {
         if ((c.mask >> i & 1) && c.data[i][0] != 0) votes |= 1u << i;
@@ -113,27 +113,23 @@ EMULATOR_CALL inline unsigned __ballot_sync(unsigned mask, int predicate,
 }
 
 template <class T>
-EMULATOR_INLINE T __shfl_sync(unsigned mask, T value, int source,
-                              emulator::Site site = EMULATOR_HERE) {
-    return emulator::shuffle(mask, value, static_cast<unsigned>(source) % 32, site);
+EMULATOR_INLINE T __shfl_sync(unsigned mask, T value, int source, EMULATOR_FROM_HERE) {
+    return emulator::shuffle(mask, value, static_cast<unsigned>(source) % 32, EMULATOR_SITE);
 }
 template <class T>
-EMULATOR_INLINE T __shfl_xor_sync(unsigned mask, T value, int bits,
-                                  emulator::Site site = EMULATOR_HERE) {
+EMULATOR_INLINE T __shfl_xor_sync(unsigned mask, T value, int bits, EMULATOR_FROM_HERE) {
     return emulator::shuffle(mask, value, (emulator::lane() ^ static_cast<unsigned>(bits)) % 32,
-                             site);
+                             EMULATOR_SITE);
 }
 template <class T>
-EMULATOR_INLINE T __shfl_down_sync(unsigned mask, T value, unsigned delta,
-                                   emulator::Site site = EMULATOR_HERE) {
+EMULATOR_INLINE T __shfl_down_sync(unsigned mask, T value, unsigned delta, EMULATOR_FROM_HERE) {
     const unsigned source = emulator::lane() + delta;
-    return emulator::shuffle(mask, value, source < 32 ? source : emulator::lane(), site);
+    return emulator::shuffle(mask, value, source < 32 ? source : emulator::lane(), EMULATOR_SITE);
 }
 template <class T>
-EMULATOR_INLINE T __shfl_up_sync(unsigned mask, T value, unsigned delta,
-                                 emulator::Site site = EMULATOR_HERE) {
+EMULATOR_INLINE T __shfl_up_sync(unsigned mask, T value, unsigned delta, EMULATOR_FROM_HERE) {
     const unsigned source = emulator::lane() - delta;
-    return emulator::shuffle(mask, value, source < 32 ? source : emulator::lane(), site);
+    return emulator::shuffle(mask, value, source < 32 ? source : emulator::lane(), EMULATOR_SITE);
 }
 
 template <class T>
