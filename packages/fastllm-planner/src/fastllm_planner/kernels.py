@@ -106,13 +106,14 @@ def layer_time(
     else:
         attention = _unfused(spec, core, bandwidth, tp, cp, micro_batch, seq_len)
     moved = _elementwise_bytes(spec, backend, tp, sequence_parallel) * tokens
+    casts = _fp8_cast_bytes(spec, tp, tokens) if linear_dtype == "fp8" else 0.0
     return LayerTime(
         gemm_fwd=forward,
         gemm_bwd=backward,
         attention_fwd=attention[0],
         attention_bwd=attention[1],
-        elementwise_fwd=moved / bandwidth,
-        elementwise_bwd=2.0 * moved / bandwidth,
+        elementwise_fwd=(moved + casts) / bandwidth,
+        elementwise_bwd=(2.0 * moved + casts) / bandwidth,
         head_fwd=head[0] + logits / 3,
         head_bwd=head[1] + 2 * logits / 3,
         embedding=3 * 2.0 * tokens * h / bandwidth,
@@ -211,6 +212,13 @@ def _elementwise_bytes(spec: ArchSpec, backend: Backend, tp: int, split_sequence
         width = spec.moe.active_experts * spec.moe.ffn_hidden + spec.moe.shared_ffn_hidden
     gate = backend.gate_bytes if spec.mlp == "swiglu" else 4.0
     return wide + (rope + gate * width) / tp
+
+
+def _fp8_cast_bytes(spec: ArchSpec, tp: int, tokens: float) -> float:
+    """Bytes that casting moves in one pass: every product's input (backward: output gradient) is
+    read in bf16 and written twice in fp8, plain and transposed. Weights are cast once per step."""
+    width = spec.ffn_hidden if spec.moe is None else spec.moe.active_experts * spec.moe.ffn_hidden
+    return 4.0 * (2.0 * spec.hidden + (spec.q_size + width) / tp) * tokens
 
 
 def layer_time_of(spec: ArchSpec, layout: Layout, device: Gpu, backend: Backend) -> LayerTime:

@@ -28,6 +28,9 @@ JITTER_PER_DOUBLING = 0.002
 # Bytes the optimizer moves per parameter it owns: gradient 4, master+moments read and written 24,
 # bf16 weight written 2.
 OPTIMIZER_BYTES_MOVED = 30.0
+# A collective that runs beside compute takes about 15 % of the multiprocessors (system tables of
+# calculon-ai/calculon @caa4b11): hidden time is not free.
+CONTENTION = 0.15
 # Host Adam streams gradient, master and moments through DRAM; bandwidth per node is a prior.
 HOST_ADAM_BYTES = 28.0
 HOST_MEMORY_BANDWIDTH = 150e9
@@ -148,7 +151,8 @@ def _zero3_seconds(
     seconds = 2.0 * gather_seconds(g, 2.0 * params)
     seconds += gather_seconds(g, backend.grad_reduce_bytes * params)
     seconds /= backend.collective_efficiency
-    return max(seconds - backend.zero3_overlap * busy, (1 - backend.zero3_overlap) * seconds)
+    exposed = max(seconds - backend.zero3_overlap * busy, (1 - backend.zero3_overlap) * seconds)
+    return exposed + CONTENTION * (seconds - exposed)
 
 
 def _layer_parts(
@@ -213,7 +217,8 @@ def _dp_seconds(
         # gathered tensor by tensor after the step: one ring latency each
         calls = (backend.dp_calls - 1.0) * spec.layers / layout.pp
         seconds += calls * gather_seconds(shard_group, 1.0)
-    return seconds - backend.dp_overlap * min(seconds, window)
+    hidden = backend.dp_overlap * min(seconds, window)
+    return seconds - hidden + CONTENTION * hidden
 
 
 def _optimizer_seconds(spec: ArchSpec, layout: Layout, cluster: Cluster) -> tuple[float, float]:
