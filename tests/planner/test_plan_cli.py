@@ -54,7 +54,10 @@ def test_json_figures_agree_with_each_other(capsys: pytest.CaptureFixture[str]) 
     for plan in data["plans"]:
         step, layout = plan["step_seconds"], plan["layout"]
         assert layout["dp"] * layout["tp"] * layout["pp"] * layout["cp"] == 64
-        assert plan["peak_bytes"] == max(stage["total"] for stage in plan["stages"])
+        assert plan["required_bytes"] == max(stage["required"] for stage in plan["stages"])
+        for stage in plan["stages"]:
+            assert sum(stage["at_peak"].values()) == pytest.approx(stage["required"])
+            assert stage["allocated"] < stage["required"] <= stage["total"]
         assert sum(stage["layers"] for stage in plan["stages"]) == 32
         parts = [key for key in step if key.endswith("comm")]
         parts += ["compute", "recompute", "bubble", "optimizer", "offload", "overhead"]

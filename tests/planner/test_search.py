@@ -10,20 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastllm_planner.arch import preset
-from fastllm_planner.backends import backend, backend_names
-from fastllm_planner.hardware import Cluster, gpu
+from fastllm_planner.backends import backend_names
+from fastllm_planner.hardware import GIB
 from fastllm_planner.layout import Layout
-from fastllm_planner.memory import peak_bytes
+from fastllm_planner.memory import estimate_memory, peak_bytes
 from fastllm_planner.plan import Job
 from fastllm_planner.search import TIE, SearchResult, divisors, search, shapes, strategy
 from fastllm_planner.steptime import step_seconds
 
-
-def job(model: str, device: str, n: int, stack: str, **changes: Any) -> Job:
-    cluster = Cluster(gpu(device), n, min(n, changes.pop("per_node", 8)))
-    sizes = {"global_batch": 32, "seq_len": 2048, **changes}
-    return Job(model, preset(model), cluster, backend(stack), **sizes)
+from .jobs import job
 
 
 def brute_force(question: Job) -> dict[tuple[Any, ...], float]:
@@ -44,7 +39,8 @@ def brute_force(question: Job) -> dict[tuple[Any, ...], float]:
                     if question.reasons_against(layout):
                         continue
                     args = (question.spec, layout, question.cluster, question.backend)
-                    if peak_bytes(*args) > question.usable_bytes:
+                    memory = estimate_memory(*args)
+                    if memory.required > question.usable_bytes or not memory.fits(question.cluster):
                         continue
                     key = strategy(layout)
                     best[key] = min(best.get(key, float("inf")), step_seconds(*args))
@@ -55,6 +51,8 @@ QUESTIONS = {
     "one_gpu": job("llama-3.2-1b", "A100-80G", 1, "fastllm"),
     "eight_with_zero3": job("llama-2-13b", "A100-80G", 8, "fastllm"),
     "offload_needed": job("llama-2-13b", "A100-40G", 4, "fastllm"),
+    "offload_too_large_for_the_host": job("llama-2-13b", "A100-40G", 4, "fastllm", host=300 * GIB),
+    "one_gpu_offloads_parameters": job("llama-3-8b", "RTX-4090", 1, "fastllm", host=300 * GIB),
     "pipelines": job("llama-2-13b", "A100-80G", 16, "megatron-fused", per_node=4),
     "interleaved_and_context": job(
         "llama-2-7b", "H100-SXM", 16, "megatron-fused", seq_len=4096, per_node=8

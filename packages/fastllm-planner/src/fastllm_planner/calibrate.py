@@ -20,7 +20,6 @@ from fastllm_planner.efficiency import default_profile
 from fastllm_planner.errors import UserError
 from fastllm_planner.hardware import Cluster, gpu
 from fastllm_planner.layout import Layout
-from fastllm_planner.plan import share_machine
 from fastllm_planner.profile import Measurement, Profile, fit_profile
 from fastllm_planner.steptime import step_seconds
 
@@ -167,9 +166,8 @@ def calibrate(
     start = replace(default_profile(base.name, backend.name), gpu=base.name, backend=backend.name)
 
     def predict(segment: Segment, profile: Profile) -> float:
-        shared = share_machine(base, segment.devices)
         per_node = segment.devices if base.architecture == "cpu" else gpus_per_node
-        cluster = Cluster(shared, segment.devices, min(per_node, segment.devices))
+        cluster = Cluster(base, segment.devices, min(per_node, segment.devices))
         return step_seconds(segment.spec, segment.layout, cluster, backend, profile)
 
     def measurement(segment: Segment) -> Measurement:

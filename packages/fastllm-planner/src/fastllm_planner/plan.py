@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 from fastllm_planner.arch import ArchSpec, count_active_params, count_params
 from fastllm_planner.backends import Backend
 from fastllm_planner.errors import UserError
-from fastllm_planner.hardware import GIB, Cluster, Gpu, with_memory
+from fastllm_planner.hardware import GIB, Cluster, Gpu
 from fastllm_planner.layout import Layout, check_layout
-from fastllm_planner.memory import MemoryEstimate, estimate_memory
+from fastllm_planner.memory import MemoryEstimate, StageMemory, estimate_memory
+from fastllm_planner.memory_parts import memory_parts
 from fastllm_planner.profile import Profile
 from fastllm_planner.steptime import StepEstimate, estimate_step
 
@@ -22,6 +23,8 @@ DEFAULT_BATCH_TOKENS = 4 * 2**20
 DEFAULT_GOODPUT = 0.9
 # Peaks within this share of the device are not recommended: the estimate is not that exact.
 DEFAULT_HEADROOM = 0.05
+# Host memory of a node where nobody said: twice its devices' (a DGX H100 has 2 TB for 640 GB).
+DEFAULT_HOST_SHARE = 2
 SECONDS_PER_DAY = 86_400.0
 
 
@@ -60,7 +63,7 @@ class Job:
     @cached_property
     def usable_bytes(self) -> float:
         """Device memory that a recommended layout may fill."""
-        return self.cluster.gpu.memory_bytes * (1.0 - self.headroom)
+        return self.cluster.device.memory_bytes * (1.0 - self.headroom)
 
     @cached_property
     def params(self) -> int:
@@ -89,7 +92,7 @@ class Plan:
     @property
     def tight(self) -> bool:
         """Fits, but inside the headroom that the planner leaves when it recommends."""
-        return self.fits and self.memory.peak > self.job.usable_bytes
+        return self.fits and self.memory.required > self.job.usable_bytes
 
     @property
     def days(self) -> float | None:
@@ -138,19 +141,6 @@ def default_dtype(device: Gpu) -> str:
     return "bf16" if device.supports("bf16") else "fp16"
 
 
-def share_machine(device: Gpu, processes: int) -> Gpu:
-    """One of ``processes`` CPU processes: the machine's cores, memory and bandwidth, divided."""
-    if device.architecture != "cpu" or processes == 1:
-        return device
-    divided = with_memory(device, device.memory_bytes // processes)
-    return replace(
-        divided,
-        peak_tflops=tuple((d, rate / processes) for d, rate in device.peak_tflops),
-        matmul_tflops=tuple((d, rate / processes) for d, rate in device.matmul_tflops),
-        memory_bandwidth=device.memory_bandwidth / processes,
-    )
-
-
 def plan_to_json(plan: Plan) -> dict[str, Any]:
     """One plan as JSON values. Bytes, seconds, and TFLOP/s per device."""
     step = asdict(plan.step)
@@ -158,12 +148,9 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "layout": layout_to_json(plan.layout),
         "fits": plan.fits,
         "tight": plan.tight,
-        "peak_bytes": plan.memory.peak,
-        "peak_gib": plan.memory.peak / GIB,
-        "stages": [
-            {**asdict(stage), "allocated": stage.allocated, "total": stage.total}
-            for stage in plan.memory.stages
-        ],
+        "required_bytes": plan.memory.required,
+        "required_gib": plan.memory.required / GIB,
+        "stages": [_stage_to_json(stage) for stage in plan.memory.stages],
         "host_bytes": plan.memory.host_bytes,
         "nvme_bytes": plan.memory.nvme_bytes,
         "step_seconds": step,
@@ -177,13 +164,25 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _stage_to_json(stage: StageMemory) -> dict[str, Any]:
+    """Every part; what must be there (``required``); what nvidia-smi would show (``total``)."""
+    return {
+        **asdict(stage),
+        "peak_in": stage.peak_in,
+        "at_peak": memory_parts(stage),
+        "allocated": stage.allocated,
+        "required": stage.required,
+        "total": stage.total,
+    }
+
+
 def layout_to_json(layout: Layout) -> dict[str, Any]:
     return {**asdict(layout), "micro_batches": layout.micro_batches}
 
 
 def job_to_json(job: Job) -> dict[str, Any]:
     """The question, for the record: enough to ask it again."""
-    device = job.cluster.gpu
+    device = job.cluster.device
     return {
         "model": job.name,
         "family": job.spec.family,

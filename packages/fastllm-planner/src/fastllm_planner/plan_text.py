@@ -8,6 +8,7 @@ from fastllm_planner.efficiency import default_profile
 from fastllm_planner.hardware import GIB
 from fastllm_planner.layout import Layout
 from fastllm_planner.memory import StageMemory
+from fastllm_planner.memory_parts import memory_parts
 from fastllm_planner.plan import Job, Plan
 from fastllm_planner.search import SearchResult
 
@@ -22,7 +23,7 @@ TIME_PARTS = (
     ("bubble", "pipeline bubble"),
     ("optimizer", "optimizer"),
     ("offload", "offload"),
-    ("overhead", "launch, accumulation and jitter"),
+    ("overhead", "launch and jitter"),
 )
 
 
@@ -67,7 +68,7 @@ def strategy_words(layout: Layout) -> str:
 
 
 def where(job: Job) -> str:
-    device = job.cluster.gpu
+    device = job.cluster.device
     processes = "process" if job.cluster.n_gpus == 1 else "processes"
     if device.architecture == "cpu":
         return f"{job.cluster.n_gpus} CPU {processes} of this machine"
@@ -76,9 +77,10 @@ def where(job: Job) -> str:
 
 def verdict(plan: Plan) -> str:
     """One sentence: does it fit, how full, how fast, how long."""
-    job, worst = plan.job, plan.memory.worst
-    capacity = job.cluster.gpu.memory_bytes / GIB
-    used = f"{plan.memory.peak / GIB:.1f} of {capacity:.1f} GiB on the fullest rank"
+    job = plan.job
+    worst = max(plan.memory.stages, key=lambda stage: stage.required)
+    capacity = job.cluster.device.memory_bytes / GIB
+    used = f"{plan.memory.required / GIB:.1f} of {capacity:.1f} GiB on the fullest rank"
     if plan.layout.pp > 1:
         used += f" (stage {worst.stage})"
     subject = f"{job.name} on {where(job)}"
@@ -99,7 +101,7 @@ def render_plan(plan: Plan) -> str:
             "",
             f"Strategy: {strategy_words(plan.layout)}.",
             "",
-            "Memory per rank, GiB",
+            "Memory per rank at its peak, GiB",
             memory_table(plan),
             "",
             *_time_lines(plan),
@@ -118,26 +120,20 @@ def memory_table(plan: Plan) -> str:
             grouped.append((index, index, row))
     headers = (
         *("stage", "layers", "weights", "grads", "optim", "activ", "transient", "gathered"),
-        *("buffers", "runtime", "total"),
+        *("runtime", "needed"),
     )
     table = [
         [f"{first}" if first == last else f"{first}-{last}", *row] for first, last, row in grouped
     ]
-    lines = _columns(headers, table, drop={"gathered": "0.00", "buffers": "0.00"})
+    lines = _columns(headers, table, drop={"gathered": "0.00"})
     if plan.memory.host_bytes:
         lines += f"\nHost memory per node for offload: {plan.memory.host_bytes / GIB:.1f} GiB"
     return lines
 
 
 def _stage_row(stage: StageMemory) -> list[str]:
-    transient = stage.allocated - stage.comm_buffers - stage.states
-    if stage.peak_in == "backward":
-        transient -= stage.activations + stage.gathered_layers
-    parts = (
-        *(stage.weights, stage.gradients, stage.optimizer, stage.activations, transient),
-        *(stage.gathered_layers, stage.comm_buffers, stage.fragmentation + stage.overhead),
-    )
-    return [str(stage.layers), *(f"{part / GIB:.2f}" for part in parts), f"{stage.total / GIB:.2f}"]
+    parts = [*memory_parts(stage).values(), stage.required]
+    return [str(stage.layers), *(f"{part / GIB:.2f}" for part in parts)]
 
 
 def _columns(headers: Sequence[str], rows: Sequence[Sequence[str]], drop: Mapping[str, str]) -> str:
@@ -162,9 +158,9 @@ def _time_lines(plan: Plan) -> list[str]:
     step, job = plan.step, plan.job
     shares = [(label, getattr(step, key) / step.total) for key, label in TIME_PARTS]
     shown = ", ".join(f"{label} {100 * share:.0f}%" for label, share in shares if share >= 0.005)
-    on_cpu = job.cluster.gpu.architecture == "cpu"
+    on_cpu = job.cluster.device.architecture == "cpu"
     each = "process" if on_cpu else "GPU"
-    peak_dtype = "bf16" if job.cluster.gpu.supports("bf16") else "fp16"
+    peak_dtype = "bf16" if job.cluster.device.supports("bf16") else "fp16"
     source = "a prior: not measured" if on_cpu else f"the dense {peak_dtype} peak"
     lines = [
         f"Step      {duration(step.total)} ({duration(step.low)} to {duration(step.high)}): "
@@ -200,7 +196,7 @@ def render_alternatives(plans: Sequence[Plan]) -> str:
             *(str(rank), str(layout.zero_stage), str(layout.dp), str(layout.tp), str(layout.pp)),
             *(str(layout.virtual_stages), str(layout.cp), str(layout.ep), str(layout.micro_batch)),
             *(layout.recompute, "yes" if layout.sequence_parallel else "no", layout.offload),
-            f"{plan.memory.peak / GIB:.1f}",
+            f"{plan.memory.required / GIB:.1f}",
             duration(plan.step.total),
             f"{plan.step.tokens_per_s_per_gpu:,.0f}",
             f"{100 * plan.step.mfu():.1f}%",
@@ -226,7 +222,7 @@ def render_rejections(result: SearchResult) -> str:
 
 def render_no_fit(job: Job, result: SearchResult) -> str:
     """Exit 1: nothing fits, and what comes closest."""
-    capacity = job.cluster.gpu.memory_bytes / GIB
+    capacity = job.cluster.device.memory_bytes / GIB
     if result.closest is None:
         reasons = sorted(result.rejections.values(), key=lambda item: -item.count)
         why = reasons[0].detail if reasons else "there is no layout to try"
@@ -243,7 +239,7 @@ def render_no_fit(job: Job, result: SearchResult) -> str:
 
 def render_assumptions(job: Job) -> str:
     """What the figures rest on."""
-    device = job.cluster.gpu
+    device = job.cluster.device
     matmul = "measured" if device.matmul_measured else "not measured, a share of the peak"
     if job.profile is not None:
         count_of = job.profile.measurements
@@ -264,8 +260,16 @@ def render_assumptions(job: Job) -> str:
             f"  {device.name}: {device.memory_bytes / GIB:.1f} GiB, "
             f"{device.matmul(job.dtype):.4g} TFLOPs large matmul ({matmul}); "
             f"{job.cluster.gpus_per_node} per node, "
-            f"{job.cluster.network_bandwidth / 1e9:g} GB/s per GPU between nodes.",
+            f"{job.cluster.network_bandwidth / 1e9:g} GB/s per GPU between nodes{_host(job)}.",
             f"  Backend {job.backend.name}; {timing}; "
             f"four in five steps should fall within ±{100 * spread:.0f}%.",
         ]
     )
+
+
+def _host(job: Job) -> str:
+    """Host memory, where a layout may use it."""
+    host = job.cluster.host_memory_bytes
+    if host is None or not job.backend.offload or job.cluster.device.architecture == "cpu":
+        return ""
+    return f", {host / GIB:.0f} GiB host memory per node for offload"

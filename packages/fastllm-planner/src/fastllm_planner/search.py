@@ -44,7 +44,7 @@ PINNABLE = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """A layout that fits, with its predicted step in seconds and fullest rank in bytes."""
+    """A layout that fits: seconds of its step, bytes that its fullest rank needs."""
 
     layout: Layout
     seconds: float
@@ -216,8 +216,8 @@ def _state_shapes(job: Job, base: Layout, pins: Mapping[str, Any]) -> Iterator[L
     experts = [1]
     if job.spec.moe is not None:
         experts = [d for d in divisors(ranks) if job.spec.moe.experts % d == 0]
-    # With nobody to shard over, the stages are the same.
-    stages = range(job.backend.max_zero_stage + 1) if ranks > 1 else (1,)
+    # With nobody to shard over the stages are the same; ZeRO-3 still offloads parameters.
+    stages = [z for z in range(job.backend.max_zero_stage + 1) if ranks > 1 or z in (1, 3)]
     for ep in _axis(pins, "ep", experts):
         for zero in _axis(pins, "zero_stage", stages):
             for offload in _axis(pins, "offload", _offloads(job, base, zero)):
@@ -227,8 +227,12 @@ def _state_shapes(job: Job, base: Layout, pins: Mapping[str, Any]) -> Iterator[L
 def _offloads(job: Job, base: Layout, zero: int) -> tuple[Offload, ...]:
     on_host = job.cluster.gpu.architecture == "cpu"
     if not job.backend.offload or on_host or base.pp > 1 or zero == 0:
-        return ("none",)
-    return ("none", "optimizer", "optimizer+params") if zero == 3 else ("none", "optimizer")
+        return ("none",) if zero < 3 or base.dp * base.cp > 1 else ()
+    if zero < 3:
+        return ("none", "optimizer")
+    if base.dp * base.cp == 1:
+        return ("optimizer+params",)
+    return ("none", "optimizer", "optimizer+params")
 
 
 def _context_sizes(job: Job, ranks: int) -> list[int]:
@@ -268,7 +272,7 @@ def _can_fit(job: Job, shape: Layout, pins: Mapping[str, Any], result: SearchRes
     if result.closest is None or peak < result.closest.peak:
         result.closest = Candidate(leanest, float("nan"), peak)
     if peak > job.usable_bytes:
-        capacity = job.cluster.gpu.memory_bytes / GIB
+        capacity = job.cluster.device.memory_bytes / GIB
         result.reject(
             leanest,
             "too little device memory even at micro-batch 1 with recomputation",

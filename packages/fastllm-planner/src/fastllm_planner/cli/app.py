@@ -18,6 +18,8 @@ VERBS: dict[str, str] = {
     "calibrate": "Fit this cluster's efficiency from metrics.jsonl.",
     "validate": "Check the predictions against published runs.",
     "classic": "The classic calculator: size, memory, ZeRO, days.",
+    "report": "Write a plan as one self-contained HTML page.",
+    "serve": "The same page, live on 127.0.0.1.",
     "models": "List the known models, or show one.",
     "gpus": "List the known GPUs.",
 }

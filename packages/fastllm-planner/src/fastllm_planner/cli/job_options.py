@@ -23,7 +23,9 @@ _OPTIONS = (
     click.option("--gpus-per-node", type=WHOLE, help="[default: 8]"),
     click.option("--gpu-memory", type=COUNT, metavar="GIB", help="Memory per GPU."),
     click.option("--network", type=COUNT, metavar="GB/S", help="Per GPU between nodes."),
-    click.option("--host-memory", type=COUNT, metavar="GIB", help="Per node, for offload."),
+    click.option(
+        "--host-memory", type=COUNT, metavar="GIB", help="Per node.  [default: twice its GPUs']"
+    ),
     click.option("--global-batch", type=WHOLE, help="Sequences a step.  [default: ~4M tokens]"),
     click.option("--seq-len", type=WHOLE, help="[default: the model's, at most 4096]"),
     click.option("--tokens", type=COUNT, help="To train on: 1e12, 1T."),
@@ -52,30 +54,35 @@ def build_job(options: dict[str, Any]) -> Job:
     from fastllm_planner.backends import backend
     from fastllm_planner.hardware import GIB, Cluster, gpu, with_memory
     from fastllm_planner.plan import (
+        DEFAULT_HOST_SHARE,
         DEFAULT_SEQ_LEN,
         Job,
         default_batch,
         default_dtype,
-        share_machine,
     )
     from fastllm_planner.profile import load_profile
 
     name = options["model"]
     spec = load_model(name)
     n_gpus = options["gpus"]
-    device = share_machine(gpu(options["gpu"]), n_gpus)
-    if options["gpu_memory"]:
-        device = with_memory(device, int(options["gpu_memory"] * GIB))
+    device = gpu(options["gpu"])
     dtype = options["dtype"] or default_dtype(device)
     device.peak(dtype)  # refuses a dtype that the device lacks
     per_node = options["gpus_per_node"] or (n_gpus if device.architecture == "cpu" else 8)
-    host, network = options["host_memory"], options["network"]
+    per_node = min(per_node, n_gpus)
+    if options["gpu_memory"]:
+        ranks = per_node if device.architecture == "cpu" else 1  # which share the machine
+        device = with_memory(device, int(options["gpu_memory"] * ranks * GIB))
+    network = options["network"]
+    host = DEFAULT_HOST_SHARE * per_node * device.memory_bytes
+    if options["host_memory"]:
+        host = int(options["host_memory"] * GIB)
     cluster = Cluster(
         gpu=device,
         n_gpus=n_gpus,
-        gpus_per_node=min(per_node, n_gpus),
+        gpus_per_node=per_node,
         inter_node_bandwidth=network * 1e9 if network else None,
-        host_memory_bytes=int(host * GIB) if host else None,
+        host_memory_bytes=host,
     )
     seq_len = options["seq_len"] or min(spec.max_seq_len, DEFAULT_SEQ_LEN)
     if seq_len > 2**24 or n_gpus > 2**22:
