@@ -32,6 +32,16 @@ def test_base_is_relative_to_its_file_and_the_file_wins(tmp_path: Path) -> None:
     assert config.model.preset == "llama-10m"
 
 
+def test_base_can_be_given_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "other.toml", MODEL + "[batch]\nmicro = 3\nglobal = 3\n")
+    path = write(tmp_path / "configs/a.toml", 'base = "absent.toml"\n[batch]\nglobal = 6\n')
+    monkeypatch.chdir(tmp_path)
+    config = load_config(path, ["base=other.toml"])
+    assert (config.batch.micro, config.batch.global_size) == (3, 6)
+
+
 def test_override_wins_over_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a.toml", MODEL + "[optim]\nlr = 1e-3\n")
     config = load_config(path, ["optim.lr=3e-4", "run.out=runs/a b", "parallel.dp=4"])

@@ -45,10 +45,16 @@ class Config:
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read ``path`` over its bases, apply the overrides, check every key and value."""
-    table = _read_layers(path, seen=())
+    """Read ``path`` over its bases, apply the overrides, check every key and value.
+
+    An override ``base=FILE`` names another base; like all paths on the command line it is relative
+    to the working directory.
+    """
+    bases = [text.removeprefix("base=") for text in overrides if text.startswith("base=")]
+    table = _read_layers(path, seen=(), base=Path(bases[-1]) if bases else None)
     for text in overrides:
-        table = _merge(table, parse_override(text))
+        if not text.startswith("base="):
+            table = _merge(table, parse_override(text))
     return build_config(table)
 
 
@@ -94,7 +100,7 @@ def to_table(config: Config) -> dict[str, Any]:
     return table
 
 
-def _read_layers(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+def _read_layers(path: Path, seen: tuple[Path, ...], base: Path | None = None) -> dict[str, Any]:
     file = path.resolve()
     if file in seen or len(seen) >= MAX_BASES:
         raise UserError(f"{path}: base = … leads back to itself or nests too deep")
@@ -105,12 +111,11 @@ def _read_layers(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"cannot read {path}: {error.strerror}", hint=hint) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML: {error}") from error
-    base = table.pop("base", None)
-    if base is None:
-        return table
-    if not isinstance(base, str):
-        raise UserError(f"{path}: base must be the name of a file, not {base!r}")
-    return _merge(_read_layers(file.parent / base, (*seen, file)), table)
+    named = table.pop("base", None)
+    if named is not None and not isinstance(named, str):
+        raise UserError(f"{path}: base must be the name of a file, not {named!r}")
+    below = base if base is not None or named is None else file.parent / named
+    return table if below is None else _merge(_read_layers(below, (*seen, file)), table)
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any], at: str = "") -> dict[str, Any]:
