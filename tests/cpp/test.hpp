@@ -85,8 +85,8 @@ inline int run(int argc, char** argv) {
 
 #define CHECK_EQ(actual, expected)                                                  \
     do {                                                                            \
-        const auto& actual_ = (actual);                                             \
-        const auto& expected_ = (expected);                                         \
+        const auto actual_ = (actual);                                              \
+        const auto expected_ = (expected);                                          \
         if (!(actual_ == expected_))                                                \
             testing::fail(__FILE__, __LINE__,                                       \
                           #actual " is " + testing::show(actual_) + ", expected " + \
