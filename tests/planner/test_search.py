@@ -138,7 +138,12 @@ def test_llama_70b_on_1024_gpus_takes_under_a_second(stack: str) -> None:
 def layouts(draw: st.DrawFn) -> tuple[Job, Layout]:
     model, device = draw(
         st.sampled_from(
-            [("llama-2-7b", "A100-80G"), ("mixtral-8x7b", "H100-SXM"), ("gpt3-6.7b", "A100-40G")]
+            [
+                ("llama-2-7b", "A100-80G"),
+                ("mixtral-8x7b", "H100-SXM"),
+                ("gpt3-6.7b", "A100-40G"),
+                ("deepseek-v3", "H800-SXM"),
+            ]
         )
     )
     stack = draw(st.sampled_from(backend_names()))
@@ -181,6 +186,14 @@ def test_memory_grows_with_the_micro_batch_and_not_with_sequence_parallelism(
         if layout.tp > 1:
             with_sp = peak(recompute=kind, sequence_parallel=True)
             assert with_sp <= peak(recompute=kind, sequence_parallel=False)
+
+
+@settings(max_examples=150, deadline=None)
+@given(layouts())
+def test_the_quick_peak_is_the_fullest_stage(pair: tuple[Job, Layout]) -> None:
+    question, layout = pair
+    args = (question.spec, layout, question.cluster, question.backend)
+    assert peak_bytes(*args) == pytest.approx(estimate_memory(*args).required)
 
 
 def test_divisors() -> None:

@@ -329,4 +329,12 @@ def peak_bytes(spec: ArchSpec, layout: Layout, cluster: Cluster, backend: Backen
     stages = {0, layout.pp - 1}
     if layout.pp > 2 and spec.layers % layout.pp:
         stages.add(1)  # holds a layer more than the ends
+    if spec.moe is not None and spec.moe.first_dense_layers:
+        # stages of dense layers are light: the first stage of experts alone may be the fullest
+        start = 0
+        for stage, layers in enumerate(stage_layers(spec.layers, layout.pp)):
+            stages.add(stage)
+            if start >= spec.moe.first_dense_layers:
+                break
+            start += layers
     return max(stage_memory(spec, layout, cluster, backend, i).required for i in stages)
