@@ -92,6 +92,7 @@ class Backend:
     dp_overlap: float = 0.9
     pp_overlap: float = 0.5
     zero3_overlap: float = 0.9
+    ep_overlap: float = 0.0
     grad_reduce_bytes: float = 4.0
     collective_efficiency: float = 1.0
     layer_overhead_us: float = 60.0

@@ -128,7 +128,7 @@ def _cp_seconds(spec: ArchSpec, layout: Layout, cluster: Cluster, t: LayerTime) 
     return max(0.0, forward - t.attention_fwd) + max(0.0, 2.0 * forward - t.attention_bwd)
 
 
-def _ep_seconds(spec: ArchSpec, layout: Layout, cluster: Cluster) -> float:
+def _ep_seconds(spec: ArchSpec, layout: Layout, cluster: Cluster, backend: Backend) -> float:
     """Dispatch and combine, forward and backward, of one MoE layer (averaged over all layers)."""
     moe = spec.moe
     if moe is None or layout.ep == 1:
@@ -137,7 +137,7 @@ def _ep_seconds(spec: ArchSpec, layout: Layout, cluster: Cluster) -> float:
     tokens = layout.micro_batch * layout.seq_len / layout.cp / layout.tp
     size = 2.0 * tokens * moe.active_experts * spec.hidden
     share = 1.0 - min(moe.first_dense_layers, spec.layers) / spec.layers
-    return 4.0 * all_to_all_seconds(g, size) * share
+    return 4.0 * all_to_all_seconds(g, size) * share * (1.0 - backend.ep_overlap)
 
 
 def _zero3_seconds(
@@ -177,7 +177,7 @@ def _layer_parts(
         recompute=_recomputed(layout, backend, t) * slow,
         tp=_tp_seconds(spec, layout, cluster, backend) * comm,
         cp=_cp_seconds(spec, layout, cluster, t) * comm,
-        ep=_ep_seconds(spec, layout, cluster) * comm,
+        ep=_ep_seconds(spec, layout, cluster, backend) * comm,
         zero3=_zero3_seconds(spec, layout, cluster, backend, busy) * comm,
         launch=max(0.0, launch - busy),
     )

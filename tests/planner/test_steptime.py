@@ -1,0 +1,142 @@
+"""Step time: the account adds up, factors act where they should, search's assumptions hold."""
+
+from dataclasses import fields, replace
+
+import pytest
+
+from fastllm_planner.arch import preset
+from fastllm_planner.backends import backend, backend_names
+from fastllm_planner.communication import all_reduce_seconds, gather_seconds, group
+from fastllm_planner.hardware import Cluster, gpu
+from fastllm_planner.kernels import gemm_efficiency, layer_time_of
+from fastllm_planner.layout import Layout
+from fastllm_planner.profile import Profile
+from fastllm_planner.steptime import StepEstimate, estimate_step, step_seconds
+
+SPEC = preset("llama-2-70b")
+LAYOUT = Layout(dp=4, tp=8, pp=4, global_batch=256, seq_len=4096, sequence_parallel=True)
+CAUSES = (
+    "compute", "recompute", "tp_comm", "cp_comm", "ep_comm", "pp_comm", "dp_comm", "bubble",
+    "optimizer", "offload", "overhead",
+)  # fmt: skip
+
+
+def step(layout: Layout = LAYOUT, name: str = "megatron-fused", **extra: object) -> StepEstimate:
+    cluster = Cluster(gpu("H100"), layout.world_size)
+    return estimate_step(SPEC, layout, cluster, backend(name), **extra)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", backend_names())
+@pytest.mark.parametrize(
+    "layout",
+    [
+        LAYOUT,
+        replace(LAYOUT, recompute="full", micro_batch=2),
+        replace(LAYOUT, pp=8, dp=2, recompute="selective"),
+        Layout(dp=128, zero_stage=3, global_batch=256, seq_len=4096),
+        Layout(dp=16, cp=8, global_batch=256, seq_len=32768),
+    ],
+)
+def test_causes_add_up_to_the_total(name: str, layout: Layout) -> None:
+    estimate = step(layout, name)
+    assert sum(getattr(estimate, cause) for cause in CAUSES) == pytest.approx(estimate.total)
+    assert all(getattr(estimate, cause) >= 0 for cause in CAUSES)
+    assert {f.name for f in fields(estimate)} > set(CAUSES)
+    assert estimate.low < estimate.total < estimate.high
+
+
+def test_flops_conventions_agree_with_the_time() -> None:
+    estimate = step()
+    tokens = 256 * 4096
+    assert estimate.tokens_per_s_per_gpu == pytest.approx(tokens / estimate.total / 128)
+    assert estimate.mfu("causal") < estimate.mfu("full") < 1
+    assert estimate.mfu() == pytest.approx(estimate.model_tflops_full / 989)
+
+
+def test_step_seconds_is_the_total() -> None:
+    cluster = Cluster(gpu("H100"), 128)
+    fast = step_seconds(SPEC, LAYOUT, cluster, backend("megatron-fused"))
+    assert fast == step().total
+
+
+def test_a_profile_scales_its_part() -> None:
+    plain = step(profile=Profile())
+    slow = step(profile=Profile(compute=2.0))
+    chatty = step(profile=Profile(communication=2.0))
+    assert slow.compute == pytest.approx(2 * plain.compute)
+    assert slow.tp_comm == pytest.approx(plain.tp_comm)
+    assert chatty.tp_comm == pytest.approx(2 * plain.tp_comm)
+    assert chatty.compute == pytest.approx(plain.compute)
+
+
+def test_interleaving_divides_the_bubble() -> None:
+    one = step()
+    five = step(replace(LAYOUT, virtual_stages=5))
+    assert five.bubble == pytest.approx(one.bubble / 5, rel=0.1)
+    assert one.bubble / (one.total - one.overhead) == pytest.approx(3 / (64 + 3), rel=0.15)
+
+
+def test_recomputation_never_makes_a_step_faster() -> None:
+    for name in backend_names():
+        for layout in (LAYOUT, Layout(dp=8, global_batch=8, zero_stage=3, seq_len=512)):
+            none = step(layout, name).total
+            selective = step(replace(layout, recompute="selective"), name).total
+            full = step(replace(layout, recompute="full"), name).total
+            assert none <= selective <= full
+
+
+def test_gemm_efficiency_sees_tiles_waves_and_alignment() -> None:
+    assert gemm_efficiency(8192, 8192, 8192, 108) > 0.93
+    assert gemm_efficiency(8192, 8192, 8192, 108) > gemm_efficiency(8192, 8192, 256, 108)
+    # one tile more than a wave costs a second wave
+    assert gemm_efficiency(128 * 108, 128, 4096, 108) > gemm_efficiency(128 * 109, 128, 4096, 108)
+    # a row beyond a tile costs the tile
+    assert gemm_efficiency(1024, 1024, 4096, 108) > gemm_efficiency(1025, 1025, 4096, 108)
+    assert gemm_efficiency(4096, 4096, 4096, 108) > gemm_efficiency(4096, 4100, 4096, 108)
+
+
+def test_collectives_match_the_measured_table_they_come_from() -> None:
+    """8x B200 all-reduce, ml-engineering network README: bus bandwidth at 64 MiB to 2 GiB."""
+    g = group(Cluster(gpu("B200"), 8), 8, 1)
+    for mib, busbw in ((64, 401e9), (256, 646e9), (2048, 735e9)):
+        size = mib * 2**20
+        assert 2 * 7 / 8 * size / all_reduce_seconds(g, size) == pytest.approx(busbw, rel=0.25)
+
+
+def test_hierarchical_gather_uses_every_nic_of_a_node() -> None:
+    cluster = Cluster(gpu("H100"), 64)
+    eight = group(cluster, 64, 1)
+    one = group(cluster, 8, 8)
+    assert (eight.per_node, one.per_node) == (8, 1)
+    size = 8e9
+    ratio = gather_seconds(one, size) / gather_seconds(eight, size)
+    assert ratio == pytest.approx(8, rel=0.05)
+
+
+def test_long_sequences_spend_more_in_attention() -> None:
+    short = layer_time_of(SPEC, LAYOUT, gpu("H100"), backend("megatron-fused"))
+    long = layer_time_of(
+        SPEC, replace(LAYOUT, seq_len=32768), gpu("H100"), backend("megatron-fused")
+    )
+    assert long.gemm_fwd == pytest.approx(8 * short.gemm_fwd, rel=0.05)
+    assert long.attention_fwd > 40 * short.attention_fwd
+
+
+def test_offload_traffic_grows_with_micro_batches_for_parameters_only() -> None:
+    cluster = Cluster(gpu("H100"), 8)
+    b = backend("fastllm")
+    spec = preset("llama-2-7b")
+    times = {}
+    for offload in ("optimizer", "optimizer+params"):
+        for batch in (8, 32):
+            layout = Layout(dp=8, zero_stage=3, global_batch=batch, offload=offload)  # type: ignore[arg-type]
+            times[offload, batch] = estimate_step(spec, layout, cluster, b).offload
+    assert times["optimizer", 8] == times["optimizer", 32] > 0
+    assert times["optimizer+params", 32] > times["optimizer+params", 8]
+
+
+def test_a_cpu_plan_has_a_time() -> None:
+    spec = preset("llama-10m")
+    layout = Layout(dp=2, global_batch=16, micro_batch=4, seq_len=256, dtype="fp32")
+    estimate = estimate_step(spec, layout, Cluster(gpu("cpu"), 2), backend("fastllm"))
+    assert 0.05 < estimate.total < 60
