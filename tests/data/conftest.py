@@ -39,7 +39,7 @@ def mistral_model() -> Path:
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of 420 pieces, made by train-tokenizer."""
+    """A model of 400 pieces, made by train-tokenizer."""
     folder = tmp_path_factory.mktemp("tokenizer")
     corpus = folder / "corpus.jsonl"
     words = WORDS.split()
@@ -48,4 +48,4 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(1, 60)
     )
     corpus.write_text("\n".join(lines), encoding="utf-8")
-    return train_tokenizer((str(corpus),), 420, folder).path
+    return train_tokenizer((str(corpus),), 400, folder).path

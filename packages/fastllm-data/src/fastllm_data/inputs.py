@@ -70,11 +70,8 @@ def add_source(builder: DatasetBuilder, source: Source) -> None:
         return
     with open_source(source) as stream:
         builder.begin_stream(source.name)
-        try:
-            while chunk := stream.read(CHUNK):
-                builder.feed(chunk)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise UserError(f"{source.name}: damaged gzip data: {error}") from error
+        while chunk := stream.read(CHUNK):
+            builder.feed(chunk)
         builder.end_stream()
 
 
@@ -84,8 +81,11 @@ def open_source(source: Source) -> Generator[BinaryIO]:
     if source.kind == "stdin":
         yield sys.stdin.buffer
     elif source.kind == "gz":
-        with gzip.open(source.name, "rb") as stream:
-            yield cast(BinaryIO, stream)
+        try:
+            with gzip.open(source.name, "rb") as stream:
+                yield cast(BinaryIO, stream)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(f"{source.name}: damaged gzip data: {error}") from error
     else:
         with Path(source.name).open("rb") as stream:
             yield stream
