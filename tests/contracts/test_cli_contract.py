@@ -119,23 +119,27 @@ def test_help_imports_nothing_heavy(program: str) -> None:
 
 def test_a_missing_file_is_refused_by_every_reader(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
-    for args in (
-        ("planner", "plan", "--model", missing / "config.json", "--gpu", "H100-SXM", "--gpus", "8"),
-        ("planner", "validate", missing),
-        ("planner", "calibrate", missing),
-        ("data", "tokenize", missing, "--tokenizer", missing, "--out", tmp_path / "out"),
-        ("data", "train-tokenizer", missing, "--vocab-size", "500", "--out", tmp_path / "out"),
-        ("data", "inspect", missing),
-        ("data", "verify", missing),
-        ("data", "stats", missing),
-        ("train", "run", missing),
-        ("train", "check", missing),
-        ("train", "report", missing),
-        ("convert", "run", missing, tmp_path / "out", "--to", "hf"),
-        ("convert", "inspect", missing),
-        ("convert", "verify", missing, missing),
-    ):
-        assert_refused(cli(*args), "missing")
+    reads: tuple[tuple[str, tuple[str | Path, ...]], ...] = (
+        (
+            "planner",
+            ("plan", "--model", missing / "config.json", "--gpu", "H100-SXM", "--gpus", "8"),
+        ),
+        ("planner", ("validate", missing)),
+        ("planner", ("calibrate", missing)),
+        ("data", ("tokenize", missing, "--tokenizer", missing, "--out", tmp_path / "out")),
+        ("data", ("train-tokenizer", missing, "--vocab-size", "500", "--out", tmp_path / "out")),
+        ("data", ("inspect", missing)),
+        ("data", ("verify", missing)),
+        ("data", ("stats", missing)),
+        ("train", ("run", missing)),
+        ("train", ("check", missing)),
+        ("train", ("report", missing)),
+        ("convert", ("run", missing, tmp_path / "out", "--to", "hf")),
+        ("convert", ("inspect", missing)),
+        ("convert", ("verify", missing, missing)),
+    )
+    for program, args in reads:
+        assert_refused(cli(program, *args), "missing")
     assert list(tmp_path.iterdir()) == []
 
 
