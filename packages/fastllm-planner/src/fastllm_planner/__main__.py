@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 from fastllm_planner.arch.spec import ArchError
-from fastllm_planner.cli.app import app
+from fastllm_planner.cli.app import VERBS, app
 from fastllm_planner.errors import UserError
 
 PROGRAM = "fastllm-planner"
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say("error", "interrupted")
         return 130
     except click.ClickException as error:
-        return _usage_error(error)
+        return _usage_error(error, args)
     except BrokenPipeError:
         # The reader (head, less) closed the pipe: nothing is wrong, and nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -57,10 +57,12 @@ def _debug_wanted(args: Sequence[str]) -> bool:
     return False
 
 
-def _usage_error(error: click.ClickException) -> int:
+def _usage_error(error: click.ClickException, args: Sequence[str]) -> int:
     hint = ""
-    if isinstance(error, click.UsageError) and error.ctx is not None:
-        hint = f"see '{error.ctx.command_path} --help'"
+    if isinstance(error, click.UsageError):
+        verb = next((arg for arg in args if arg in VERBS), "")
+        path = error.ctx.command_path if error.ctx else f"{PROGRAM} {verb}".strip()
+        hint = f"see '{path} --help'"
     _say("error", error.format_message().rstrip("."), hint)
     return 2
 

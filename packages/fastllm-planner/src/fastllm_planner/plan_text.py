@@ -48,6 +48,15 @@ def days(value: float) -> str:
     return f"{24 * value:.1f} hours" if value * 24 >= 1 else f"{1440 * value:.1f} minutes"
 
 
+def days_range(low: float, high: float) -> str:
+    """``16.2 to 24.3 days``, in the larger one's unit."""
+    words = days(high)
+    unit, scale = {"days": ("days", 1.0), "hours": ("hours", 24.0)}.get(
+        words.split()[1], ("minutes", 1440.0)
+    )
+    return f"{low * scale:.1f} to {high * scale:.1f} {unit}"
+
+
 def strategy_words(layout: Layout) -> str:
     """``ZeRO-1, DP 16 × TP 4, micro-batch 2, full recomputation``: only what is switched on."""
     sizes = [("DP", layout.dp), ("TP", layout.tp), ("PP", layout.pp), ("CP", layout.cp)]
@@ -176,7 +185,7 @@ def _time_lines(plan: Plan) -> list[str]:
     if plan.days is not None and plan.days_range is not None and plan.gpu_hours is not None:
         low, high = plan.days_range
         lines.append(
-            f"Training  {days(plan.days)} ({days(low)} to {days(high)}) for "
+            f"Training  {days(plan.days)} ({days_range(low, high)}) for "
             f"{count(job.tokens or 0)} tokens at goodput {job.goodput:g}: "
             f"{plan.gpu_hours:,.0f} {each}-hours"
         )
@@ -211,12 +220,14 @@ def render_alternatives(plans: Sequence[Plan]) -> str:
 
 def render_rejections(result: SearchResult) -> str:
     """Why every other layout is not listed, grouped by rule."""
-    lines = [
-        f"Not listed ({result.shapes} layout shapes considered, {result.priced} layouts priced)"
-    ]
+    import textwrap
+
+    lines = [f"Not listed ({result.shapes} layout shapes considered, {result.priced} priced)"]
+    wrap = textwrap.TextWrapper(100, subsequent_indent=" " * 9)
     for entry in sorted(result.rejections.values(), key=lambda item: -item.count):
-        lines.append(f"  {entry.count:>5}  {entry.reason}")
-        lines.append(f"         e.g. {strategy_words(entry.example)}: {entry.detail}")
+        lines.append(wrap.fill(f"  {entry.count:>5}  {entry.reason}"))
+        example = f"{strategy_words(entry.example)}: {entry.detail}"
+        lines.append(wrap.fill(f"         e.g. {example}"))
     return "\n".join(lines)
 
 
@@ -237,8 +248,8 @@ def render_no_fit(job: Job, result: SearchResult) -> str:
     )
 
 
-def render_assumptions(job: Job) -> str:
-    """What the figures rest on."""
+def assumptions(job: Job) -> list[str]:
+    """What the figures rest on, a sentence each."""
     device = job.cluster.device
     matmul = "measured" if device.matmul_measured else "not measured, a share of the peak"
     if job.profile is not None:
@@ -251,20 +262,26 @@ def render_assumptions(job: Job) -> str:
     else:
         timing = "efficiency as published runs had it, not measured on this cluster"
         spread = default_profile(device.name, job.backend.name).spread
-    return "\n".join(
-        [
-            "Assumptions",
-            f"  {job.name}: {job.params:,} parameters; {job.dtype}; sequences of {job.seq_len}; "
-            f"{job.global_batch} sequences a step "
-            f"({count(job.global_batch * job.seq_len)} tokens).",
-            f"  {device.name}: {device.memory_bytes / GIB:.1f} GiB, "
-            f"{device.matmul(job.dtype):.4g} TFLOPs large matmul ({matmul}); "
-            f"{job.cluster.gpus_per_node} per node, "
-            f"{job.cluster.network_bandwidth / 1e9:g} GB/s per GPU between nodes{_host(job)}.",
-            f"  Backend {job.backend.name}; {timing}; "
-            f"four in five steps should fall within ±{100 * spread:.0f}%.",
-        ]
-    )
+    facts = [
+        f"{job.name}: {job.params:,} parameters; {job.dtype}; sequences of {job.seq_len}; "
+        f"{job.global_batch} sequences a step "
+        f"({count(job.global_batch * job.seq_len)} tokens).",
+        f"{device.name}: {device.memory_bytes / GIB:.1f} GiB, "
+        f"{device.matmul(job.dtype):.4g} TFLOPs large matmul ({matmul}); "
+        f"{job.cluster.gpus_per_node} per node, "
+        f"{job.cluster.network_bandwidth / 1e9:g} GB/s per GPU between nodes{_host(job)}.",
+        f"Backend {job.backend.name}; {timing}; "
+        f"four in five steps should fall within ±{100 * spread:.0f}%.",
+    ]
+    return facts
+
+
+def render_assumptions(job: Job) -> str:
+    """The assumptions as an indented list of at most 100 columns."""
+    import textwrap
+
+    wrap = textwrap.TextWrapper(100, initial_indent="  ", subsequent_indent="    ")
+    return "\n".join(["Assumptions", *(wrap.fill(fact) for fact in assumptions(job))])
 
 
 def _host(job: Job) -> str:

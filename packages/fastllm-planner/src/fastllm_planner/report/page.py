@@ -16,8 +16,8 @@ from fastllm_planner.errors import UserError
 from fastllm_planner.hardware import GIB
 from fastllm_planner.plan import Job, Plan, price_layout
 from fastllm_planner.plan_text import (
+    assumptions,
     duration,
-    render_assumptions,
     render_no_fit,
     strategy_words,
     verdict,
@@ -211,8 +211,7 @@ def _rejected(found: Answer) -> str:
 
 
 def _assumptions(job: Job) -> str:
-    lines = [line.strip() for line in render_assumptions(job).splitlines()[1:]]
-    lines.append(_measured_error(job))
+    lines = [*assumptions(job), _measured_error(job)]
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return (
         f'<h2 id="assumptions">Assumptions and measured error</h2>\n<ul>{items}</ul>\n'

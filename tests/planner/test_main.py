@@ -1,0 +1,127 @@
+"""The frame of the command line: errors in one form, tracebacks on request, exit statuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import Any
+
+import click
+import pytest
+
+from fastllm_planner import __main__ as entry
+from fastllm_planner import __version__
+from fastllm_planner.cli.app import app
+from fastllm_planner.errors import UserError
+from fastllm_planner.layout import Layout
+from fastllm_planner.plan import price_layout
+from fastllm_planner.plan_text import render_plan
+
+from .jobs import job
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Make ``models`` raise ``error``."""
+
+    @click.command("models")
+    def command() -> None:
+        raise error
+
+    monkeypatch.setattr(type(app), "get_command", lambda *_: command)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "lines"),
+    [
+        (
+            UserError("no such thing", "try another"),
+            2,
+            ["error: no such thing", "hint: try another"],
+        ),
+        (UserError("two\nlines"), 2, ["error: two lines"]),
+        (
+            ZeroDivisionError("division by zero"),
+            2,
+            [
+                "error: unexpected ZeroDivisionError: division by zero",
+                "hint: run again with --debug for the traceback",
+            ],
+        ),
+        (KeyboardInterrupt(), 130, ["error: interrupted"]),
+    ],
+    ids=["user", "newline", "unexpected", "interrupt"],
+)
+def test_errors_have_one_form(
+    error: BaseException,
+    status: int,
+    lines: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("FASTLLM_DEBUG", raising=False)
+    failing(monkeypatch, error)
+    assert entry.main(["models"]) == status
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert [line for line in captured.err.splitlines() if line] == lines
+
+
+@pytest.mark.parametrize("how", ["flag", "environment"])
+def test_debug_shows_the_traceback(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FASTLLM_DEBUG", raising=False)
+    failing(monkeypatch, ZeroDivisionError("why"))
+    args = ["--debug", "models"] if how == "flag" else ["models"]
+    if how == "environment":
+        monkeypatch.setenv("FASTLLM_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        entry.main(args)
+
+
+def test_no_verb_shows_the_help_and_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main([]) in (0, 2)
+    captured = capsys.readouterr()
+    assert "Commands:" in captured.out + captured.err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main(["--version"]) == 0
+    assert __version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["plam"], "did you mean 'plan'"),
+        (["plan", "--modle", "x"], "--modle"),
+        (["plan"], "Missing option"),
+        (["classic", "--tokens"], "--tokens"),
+    ],
+)
+def test_usage_errors(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main(args) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert "hint: see 'fastllm-planner" in captured.err
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    command = f"{sys.executable} -m fastllm_planner models | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
+
+
+def test_one_layout_is_priced_in_50_ms() -> None:
+    question = job("deepseek-v3", "H100-SXM", 1024, "megatron-fused", global_batch=1024)
+    layout = Layout(dp=32, tp=2, pp=16, ep=8, global_batch=1024)
+    times: list[float] = []
+    for _ in range(3):
+        start = time.process_time()
+        text: Any = render_plan(price_layout(question, layout))
+        times.append(time.process_time() - start)
+        assert text
+    # The first one also counts the parameters of 61 layers of 256 experts, once per process.
+    assert min(times) < 0.05
