@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +52,7 @@ class Quickstart:
             raise SystemExit(done.returncode)
         return done.stdout or "", time.monotonic() - start
 
-    def step(self, name: str, command: list[str], result: str, *, seconds: float) -> None:
+    def step(self, name: str, command: Sequence[str], result: str, *, seconds: float) -> None:
         self.rows.append(Row(name, shlex.join(command), seconds, result))
 
     def heading(self, text: str) -> None:
