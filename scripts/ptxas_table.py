@@ -1,6 +1,6 @@
 """Registers, shared memory and spills of every CUDA kernel, as ptxas reports them.
 
-    python scripts/ptxas_table.py --check    # compare with cpp/src/cuda/ptxas.toml; exit 1 if it differs
+    python scripts/ptxas_table.py --check    # compare with cpp/src/cuda/ptxas.toml: exit 0 or 1
     python scripts/ptxas_table.py --write    # write that file
 
 Needs nvcc (on PATH, or named by CUDACXX) but no GPU. Spills and ptxas warnings are errors with any
