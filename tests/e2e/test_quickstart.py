@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -41,9 +42,7 @@ def test_five_steps_from_text_to_a_hugging_face_model(tmp_path: Path) -> None:
     assert [run["resumed_from"] for run in runs] == [None, 6]
     assert [step["step"] for step in steps] == [*range(1, 9)]
     assert steps[-1]["loss"] < steps[0]["loss"] - 0.5
-    assert all(
-        a["consumed_tokens"] < b["consumed_tokens"] for a, b in zip(steps, steps[1:], strict=False)
-    )
+    assert all(a["consumed_tokens"] < b["consumed_tokens"] for a, b in itertools.pairwise(steps))
 
     # 4. TFLOPs, with the convention and the peak named.
     assert "measured GEMM" in done.stdout
