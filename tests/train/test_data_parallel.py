@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from train_layouts import Trajectory, reference, tiny_config
+from train_layouts import TINY, Trajectory, reference, tiny_config
 from train_worker import run_layouts
 
 from fastllm_train.config import Config
@@ -36,6 +36,26 @@ def fp32_configs() -> dict[str, Config]:
     return configs
 
 
+MIXTRAL = {
+    **TINY,
+    "family": "mixtral",
+    "moe": {"experts": 6, "active_experts": 2, "ffn_hidden": 48},
+}
+GPT2 = {**TINY, "family": "gpt2", "kv_heads": 4, "mlp": "gelu", "norm": "layernorm",
+        "position": "learned", "qkv_bias": True, "tied_embeddings": True}  # fmt: skip
+
+
+def family_configs() -> dict[str, Config]:
+    """Tied embeddings, and experts that get no token in some micro-batch."""
+    return {
+        f"{name}_zero{stage}": tiny_config(
+            model={"arch": arch}, parallel={"dp": 2, "zero_stage": stage}
+        )
+        for name, arch in (("mixtral", MIXTRAL), ("gpt2", GPT2))
+        for stage in (0, 1, 2, 3)
+    }
+
+
 def bf16_configs() -> dict[str, Config]:
     """``bf16_*`` accumulate over two micro-batches; ``bf16once_*`` do not, and use SGD."""
     configs: dict[str, Config] = {}
@@ -51,15 +71,20 @@ def bf16_configs() -> dict[str, Config]:
 @pytest.fixture(scope="module")
 def trajectories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trajectory]:
     folder = tmp_path_factory.mktemp("layouts")
-    return run_layouts({**fp32_configs(), **bf16_configs()}, folder)
+    return run_layouts({**fp32_configs(), **family_configs(), **bf16_configs()}, folder)
 
 
 @pytest.fixture(scope="module")
 def references() -> dict[str, Trajectory]:
-    return {"sgd": reference(tiny_config()), "adamw": reference(tiny_config(optim=ADAMW))}
+    return {
+        "sgd": reference(tiny_config()),
+        "adamw": reference(tiny_config(optim=ADAMW)),
+        "mixtral": reference(tiny_config(model={"arch": MIXTRAL})),
+        "gpt2": reference(tiny_config(model={"arch": GPT2})),
+    }
 
 
-@pytest.mark.parametrize("name", fp32_configs())
+@pytest.mark.parametrize("name", {**fp32_configs(), **family_configs()})
 def test_fp32_layout_equals_one_process(
     name: str, trajectories: dict[str, Trajectory], references: dict[str, Trajectory]
 ) -> None:

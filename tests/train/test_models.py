@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from train_layouts import TINY
 
-from fastllm_planner.arch import ArchSpec, RopeSpec, iter_params, spec_from_dict, to_hf_config
+from fastllm_planner.arch import (
+    ArchSpec,
+    MlaSpec,
+    MoeSpec,
+    RopeSpec,
+    iter_params,
+    read_hf_config,
+    spec_from_dict,
+    to_hf_config,
+)
 from fastllm_train.errors import UserError
-from fastllm_train.models.decoder import Decoder, assert_parameters
+from fastllm_train.models.decoder import (
+    Decoder,
+    TrainingModel,
+    assert_parameters,
+    summed_cross_entropy,
+)
 from fastllm_train.models.initialise import initial_value, initialise
 from fastllm_train.models.supported import check_supported
 
@@ -22,15 +38,44 @@ LLAMA3_SCALING = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+GPT2 = {
+    "family": "gpt2",
+    "kv_heads": 4,
+    "mlp": "gelu",
+    "norm": "layernorm",
+    "position": "learned",
+    "qkv_bias": True,
+    "attention_out_bias": True,
+    "mlp_bias": True,
+    "tied_embeddings": True,
+}
+MOE = MoeSpec(experts=6, active_experts=2, ffn_hidden=48, aux_loss_coef=0.02)
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "grouped queries": {},
-    "one head each": {"kv_heads": 4},
-    "biases": {"qkv_bias": True, "attention_out_bias": True, "mlp_bias": True},
-    "tied": {"tied_embeddings": True},
-    "wide heads": {"head_dim": 32},
-    "llama3 rope": {"rope": RopeSpec(10_000.0, tuple(LLAMA3_SCALING.items()))},
-    "linear rope": {"rope": RopeSpec(5e5, (("rope_type", "linear"), ("factor", 4.0)))},
+    "llama": {},
+    "llama, one head each": {"kv_heads": 4},
+    "llama, biases": {"qkv_bias": True, "attention_out_bias": True, "mlp_bias": True},
+    "llama, tied": {"tied_embeddings": True},
+    "llama, wide heads": {"head_dim": 32},
+    "llama, llama3 rope": {"rope": RopeSpec(10_000.0, tuple(LLAMA3_SCALING.items()))},
+    "llama, linear rope": {"rope": RopeSpec(5e5, (("rope_type", "linear"), ("factor", 4.0)))},
+    "mistral": {"family": "mistral", "sliding_window": 8},
+    "mistral, no window": {"family": "mistral"},
+    "qwen2": {"family": "qwen2", "qkv_bias": True, "rope": RopeSpec(1e6)},
+    "qwen2, window from layer 1": {
+        "family": "qwen2",
+        "qkv_bias": True,
+        "sliding_window": 8,
+        "full_attention_layers": 1,
+    },
+    "qwen3": {"family": "qwen3", "qk_norm": True, "head_dim": 32, "tied_embeddings": True},
+    "gpt2": GPT2,
+    "mixtral": {"family": "mixtral", "moe": MOE, "ffn_hidden": 48},
+    "qwen3_moe": {
+        "family": "qwen3_moe",
+        "qk_norm": True,
+        "moe": replace(MOE, norm_topk=False, first_dense_layers=1),
+    },
 }
 
 
@@ -49,13 +94,62 @@ def built(spec: ArchSpec, seed: int = 1) -> Decoder:
     return model
 
 
+def renamed(spec: ArchSpec, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Canonical names and layouts → those of transformers 5's modules."""
+    if spec.family == "gpt2":
+        return gpt2_names(spec, state)
+    if spec.moe is None:
+        return state
+    found = {k.replace(".router.", ".gate."): v for k, v in state.items() if ".experts." not in k}
+    for layer in range(spec.moe.first_dense_layers, spec.layers):
+        prefix = f"model.layers.{layer}.mlp.experts."
+
+        def stacked(name: str, prefix: str = prefix) -> torch.Tensor:
+            assert spec.moe is not None
+            return torch.stack(
+                [state[f"{prefix}{e}.{name}.weight"] for e in range(spec.moe.experts)]
+            )
+
+        found[prefix + "gate_up_proj"] = torch.cat(
+            [stacked("gate_proj"), stacked("up_proj")], dim=1
+        )
+        found[prefix + "down_proj"] = stacked("down_proj")
+    return found
+
+
+def gpt2_names(spec: ArchSpec, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Conv1D keeps [in, out]; c_attn is q, k and v side by side."""
+    found = {
+        "transformer.wte.weight": state["model.embed_tokens.weight"],
+        "transformer.wpe.weight": state["model.embed_positions.weight"],
+        "lm_head.weight": state["lm_head.weight"],
+    }
+    modules = [("model.norm", "transformer.ln_f")]
+    for layer in range(spec.layers):
+        ours, theirs = f"model.layers.{layer}.", f"transformer.h.{layer}."
+        modules += [
+            (ours + "input_layernorm", theirs + "ln_1"),
+            (ours + "post_attention_layernorm", theirs + "ln_2"),
+            (ours + "self_attn.o_proj", theirs + "attn.c_proj"),
+            (ours + "mlp.up_proj", theirs + "mlp.c_fc"),
+            (ours + "mlp.down_proj", theirs + "mlp.c_proj"),
+        ]
+        for kind in ("weight", "bias"):
+            parts = [state[f"{ours}self_attn.{x}_proj.{kind}"] for x in "qkv"]
+            found[f"{theirs}attn.c_attn.{kind}"] = torch.cat(parts).t()
+    for ours, theirs in modules:
+        found[theirs + ".weight"] = state[ours + ".weight"].t()
+        found[theirs + ".bias"] = state[ours + ".bias"]
+    return found
+
+
 def hugging_face(spec: ArchSpec, model: Decoder) -> torch.nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    raw = to_hf_config(spec)
-    config = AutoConfig.for_model(**raw)
+    config = AutoConfig.for_model(**to_hf_config(spec))
     theirs = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    missing, unexpected = theirs.load_state_dict(model.state_dict(), strict=False)
+    state = renamed(spec, {k: v.detach() for k, v in model.state_dict().items()})
+    missing, unexpected = theirs.load_state_dict(state, strict=False)
     assert not unexpected
     assert not missing
     return theirs.float().eval()
@@ -68,6 +162,10 @@ def batch(spec: ArchSpec) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return tokens, positions, tokens.roll(-1, dims=1)
 
 
+def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return summed_cross_entropy(logits, labels, torch.ones(labels.shape))
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_and_gradients_equal_hugging_face(variant: str) -> None:
     spec = spec_of(variant)
@@ -77,17 +175,88 @@ def test_logits_and_gradients_equal_hugging_face(variant: str) -> None:
     logits = model(tokens, positions)
     expected = theirs(tokens).logits
     assert (logits - expected).abs().max() <= 1e-5
-    model(tokens, positions, labels).backward()
-    torch.nn.functional.cross_entropy(
-        expected.flatten(0, 1), labels.flatten(), reduction="sum"
-    ).backward()
-    their_grads = {name: p.grad for name, p in theirs.named_parameters()}
-    for name, param in model.named_parameters():
-        grad = their_grads[name]
-        assert grad is not None
+    summed_loss(logits, labels).backward()
+    summed_loss(expected, labels).backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    if spec.tied_embeddings:
+        grads["lm_head.weight"] = grads["model.embed_tokens.weight"]
+    ours = renamed(spec, grads)
+    for name, param in theirs.named_parameters():
         assert param.grad is not None
-        error = (param.grad - grad).norm() / grad.norm()
-        assert error <= 1e-4, name
+        assert (ours[name] - param.grad).norm() <= 1e-4 * param.grad.norm(), name
+
+
+BAICHUAN = {"family": "baichuan", "kv_heads": 4, "norm_head": True}
+
+
+@pytest.mark.parametrize("heads", [4, 6])
+def test_alibi_and_normalised_head_equal_their_formulas(heads: int) -> None:
+    """Attention with explicit softmax, biases added to the scores one by one."""
+    spec = replace(
+        spec_from_dict(TINY),
+        **{**BAICHUAN, "position": "alibi", "heads": heads, "kv_heads": heads, "layers": 1},
+    )
+    model = built(spec)
+    tokens, positions, _ = batch(spec)
+    block = model.model.layers[0]
+    x = model.model.embed_tokens(tokens)
+    normed = block.input_layernorm(x)
+    q, k, v = (
+        getattr(block.self_attn, f"{n}_proj")(normed).unflatten(-1, (heads, -1)) for n in "qkv"
+    )
+    mixed = torch.zeros_like(q)
+    slopes = {4: [1 / 4, 1 / 16, 1 / 64, 1 / 256], 6: [1 / 4, 1 / 16, 1 / 64, 1 / 256, 0.5, 0.125]}
+    for head, slope in enumerate(slopes[heads]):
+        for i in range(tokens.shape[1]):
+            score = (q[:, i, None, head] * k[:, : i + 1, head]).sum(-1) / spec.head_dim**0.5
+            score = score - slope * (i - torch.arange(i + 1))
+            mixed[:, i, head] = (score.softmax(-1)[..., None] * v[:, : i + 1, head]).sum(1)
+    x = x + block.self_attn.o_proj(mixed.flatten(2))
+    x = model.model.norm(x + block.mlp(block.post_attention_layernorm(x)))
+    rows = model.lm_head.weight / model.lm_head.weight.norm(dim=1, keepdim=True)
+    assert (model(tokens, positions) - x @ rows.T).abs().max() <= 1e-5
+
+
+@pytest.mark.shared
+def test_baichuan2_logits_equal_the_published_code_s() -> None:
+    folder = Path(__file__).parents[3] / "shared/golden/convert/baichuan2_13b_like"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/golden")
+    spec = read_hf_config(folder / "hf")
+    model = Decoder(spec)
+    state: dict[str, torch.Tensor] = {}
+    for file in sorted((folder / "hf").glob("*.bin")):
+        state.update(torch.load(file, weights_only=True))
+    for name in list(state):
+        if name.endswith("W_pack.weight"):
+            parts = state.pop(name).split([spec.q_size, spec.kv_size, spec.kv_size])
+            names = [name.replace("W_pack", f"{x}_proj") for x in "qkv"]
+            state.update(zip(names, parts, strict=True))
+    model.load_state_dict(state)
+    tokens = torch.from_numpy(np.load(folder / "input_ids.npy"))
+    logits = model(tokens, torch.arange(tokens.shape[1]).expand_as(tokens))
+    expected = torch.from_numpy(np.load(folder / "logits_hf.npy"))
+    assert (logits - expected).abs().max() <= 1e-4
+
+
+def test_balance_loss_equals_hugging_face_and_enters_the_objective() -> None:
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    spec = replace(spec_of("mixtral"), layers=1)
+    assert spec.moe is not None
+    model = TrainingModel(built(spec))
+    tokens, positions, labels = batch(spec)
+    mask = torch.ones(labels.shape)
+    logits: list[torch.Tensor] = []
+    router = model.model.layers[0].mlp.router
+    router.register_forward_hook(lambda _m, _i, out: logits.append(out))
+    loss = model(tokens, positions, labels, mask)
+    logit = (logits[0].detach(),)
+    expected = load_balancing_loss_func(logit, spec.moe.experts, spec.moe.active_experts)
+    balance = (loss.objective - loss.cross_entropy).item() / (0.02 * mask.sum().item())
+    assert balance == pytest.approx(float(expected), rel=1e-4)  # type: ignore[arg-type]
+    assert loss.objective.requires_grad
+    assert not loss.cross_entropy.requires_grad
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -100,14 +269,14 @@ def test_parameters_equal_the_architecture(variant: str) -> None:
 
 
 def test_a_differing_parameter_is_named() -> None:
-    spec = spec_of("grouped queries")
+    spec = spec_of("llama")
     model = Decoder(replace(spec, ffn_hidden=97))
     with pytest.raises(AssertionError, match=r"differ in 6.*down_proj.weight: arch \(64, 96\)"):
         assert_parameters(model, spec)
 
 
 def test_position_ids_turn_the_rotation() -> None:
-    spec = spec_of("grouped queries")
+    spec = spec_of("llama")
     model = built(spec)
     tokens, positions, _ = batch(spec)
     shifted = model(tokens, positions + 5)  # rotary attention sees distances only
@@ -118,34 +287,36 @@ def test_position_ids_turn_the_rotation() -> None:
 
 
 def test_loss_is_the_weighted_sum_in_fp32() -> None:
-    spec = spec_of("grouped queries")
+    spec = spec_of("llama")
     model = built(spec)
     tokens, positions, labels = batch(spec)
     mask = torch.zeros(tokens.shape)
     mask[0, 3], mask[1, 9] = 1.0, 0.5
-    loss = model(tokens, positions, labels, mask).item()
+    loss = TrainingModel(model)(tokens, positions, labels, mask).objective.item()
     logp = model(tokens, positions).log_softmax(-1)
     expected = -(logp[0, 3, labels[0, 3]] + 0.5 * logp[1, 9, labels[1, 9]])
     assert loss == pytest.approx(expected.item(), rel=1e-6)
-    half = model.bfloat16()(tokens, positions, labels, mask)
-    assert half.dtype == torch.float32
+    half = TrainingModel(model.bfloat16())(tokens, positions, labels, mask)
+    assert half.objective.dtype == torch.float32
 
 
 @pytest.mark.parametrize("recompute", ["selective", "full"])
-def test_recompute_changes_no_gradient(recompute: str) -> None:
-    spec = spec_of("grouped queries")
+@pytest.mark.parametrize("variant", ["llama", "qwen2, window from layer 1", "gpt2", "mixtral"])
+def test_recompute_changes_no_gradient(variant: str, recompute: str) -> None:
+    spec = spec_of(variant)
     grads: list[dict[str, torch.Tensor]] = []
     for mode in ("none", recompute):
-        model = Decoder(spec, recompute=mode).double()
+        model = TrainingModel(Decoder(spec, recompute=mode)).double()
         initialise(model, spec, 1)
-        model(*batch(spec)).backward()
+        tokens, positions, labels = batch(spec)
+        model(tokens, positions, labels, torch.ones(labels.shape)).objective.backward()
         grads.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     for name, grad in grads[0].items():
         assert (grads[1][name] - grad).norm() <= 1e-12 * grad.norm(), name
 
 
 def test_initial_values_follow_the_name_and_the_seed_alone() -> None:
-    spec = spec_of("grouped queries")
+    spec = spec_of("llama")
     params = {p.name: p for p in iter_params(spec)}
     query = params["model.layers.0.self_attn.q_proj.weight"]
     one = initial_value(spec, query, seed=1)
@@ -156,7 +327,7 @@ def test_initial_values_follow_the_name_and_the_seed_alone() -> None:
 
 
 def test_initial_spread() -> None:
-    spec = replace(spec_of("biases"), hidden=256, ffn_hidden=512, layers=8)
+    spec = replace(spec_of("llama, biases"), hidden=256, ffn_hidden=512, layers=8)
     params = {p.name: p for p in iter_params(spec)}
     prefix = "model.layers.3."
     plain = initial_value(spec, params[prefix + "mlp.up_proj.weight"], 1)
@@ -173,7 +344,9 @@ def test_initial_spread() -> None:
     ("change", "message"),
     [
         ({"family": "nonesuch"}, "'nonesuch' cannot be trained yet"),
-        ({"norm": "layernorm"}, "says family 'llama' but is not one"),
+        ({"mla": MlaSpec(0, 8, 8, 8, 8)}, "latent attention cannot be trained yet"),
+        ({"moe": replace(MOE, scoring="sigmoid")}, "mixture of experts cannot be trained yet"),
+        ({"norm_head": True, "tied_embeddings": True}, "cannot share the embedding's weights"),
         ({"rope": RopeSpec(1e4, (("rope_type", "yarn"),))}, "'yarn' cannot be trained yet"),
         ({"rope": RopeSpec(1e4, (("rope_type", "linear"),))}, "needs a positive 'factor'"),
     ],

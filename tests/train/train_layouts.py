@@ -12,7 +12,7 @@ from fastllm_planner.arch import ArchSpec
 from fastllm_train.config import Config, build_config
 from fastllm_train.data import Sample, read_step
 from fastllm_train.layout import BatchConfig
-from fastllm_train.models.decoder import Decoder
+from fastllm_train.models.decoder import Decoder, TrainingModel
 from fastllm_train.models.initialise import initialise
 from fastllm_train.optimizer import build_optimizer, parameter_groups
 from fastllm_train.schedule import learning_rate
@@ -91,7 +91,7 @@ def reference(
     ``dtype`` bfloat16 runs the model in bf16 with an fp32 master copy that the optimizer updates.
     """
     spec = config.model.resolve()
-    model = Decoder(spec)
+    model = TrainingModel(Decoder(spec))
     initialise(model, spec, config.run.seed)
     model = model.to(dtype)
     masters = [torch.nn.Parameter(p.detach().float().clone()) for p in model.parameters()]
@@ -110,9 +110,9 @@ def reference(
         )
         if mean_of_means:
             mask = mask / mask.sum(dim=1, keepdim=True).clamp(min=1) / len(mask) * mask.sum()
-        loss = model(tokens, positions, labels, mask) / mask.sum()
+        loss = model(tokens, positions, labels, mask)
         model.zero_grad()
-        loss.backward()
+        (loss.objective / mask.sum()).backward()
         for master, param in zip(masters, model.parameters(), strict=True):
             assert param.grad is not None
             master.grad = param.grad.float()
@@ -124,7 +124,7 @@ def reference(
         with torch.no_grad():
             for master, param in zip(masters, model.parameters(), strict=True):
                 param.copy_(master)
-        losses.append(loss.item())
+        losses.append((loss.cross_entropy / mask.sum()).item())
     names = [name for name, _ in model.named_parameters()]
     weights = {n: m.detach().clone() for n, m in zip(names, masters, strict=True)}
     return Trajectory(losses, norms, weights)

@@ -22,7 +22,7 @@ from fastllm_train.config import Config
 from fastllm_train.data import MicroBatch
 from fastllm_train.deepspeed_config import deepspeed_config, effective_zero_stage
 from fastllm_train.engine import StepOutcome
-from fastllm_train.models.decoder import Decoder, assert_parameters
+from fastllm_train.models.decoder import Decoder, TrainingModel, assert_parameters
 from fastllm_train.models.initialise import initialise
 from fastllm_train.optimizer import build_optimizer, parameter_groups
 
@@ -63,7 +63,7 @@ class DeepSpeedEngine:
         # says (`dtype or fp16 if supported else bf16`); from the configuration it reads it right.
         construct = deepspeed.zero.Init(config_dict_or_path=settings) if sharded else nullcontext()
         with construct:
-            model = Decoder(spec, recompute=config.parallel.recompute)
+            model = TrainingModel(Decoder(spec, recompute=config.parallel.recompute))
         assert_parameters(model, spec)
         self._gather = deepspeed.zero.GatheredParameters
         gather = (lambda p: self._gather([p], modifier_rank=0)) if sharded else None
@@ -92,10 +92,10 @@ class DeepSpeedEngine:
                 self._to_device(a)
                 for a in (batch.tokens, batch.position_ids, batch.labels, batch.loss_mask)
             ]
-            loss_sum = self._engine(*tensors)
-            total += loss_sum.detach().double()
+            loss = self._engine(*tensors)
+            total += loss.cross_entropy.double()
             clock.lap("forward")
-            self._engine.backward(loss_sum * scale)
+            self._engine.backward(loss.objective * scale)
             clock.lap("backward")
             if batch is batches[-1]:
                 for group in self._optimizer.param_groups:

@@ -5,34 +5,106 @@ Shapes: B batch, S sequence, A query heads, K key/value heads, D head width, H h
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastllm_planner.arch import ArchSpec
-from fastllm_train.models.rope import rotate
+from fastllm_train.models.norm import build_norm
+from fastllm_train.models.rope import rotate, rotation
+
+
+class Positions(NamedTuple):
+    """What attention knows of positions, made once per forward pass.
+
+    ``angles``: cos and sin of the rotation, or None. ``window``: bool [S, S], True where a query
+    (row) sees a key, or None when the window holds the whole sequence. ``alibi``: additive
+    [A, S, S] with the causal mask in it, or None.
+    """
+
+    angles: tuple[Tensor, Tensor] | None
+    window: Tensor | None
+    alibi: Tensor | None
+
+
+def positions(spec: ArchSpec, position_ids: Tensor, dtype: torch.dtype) -> Positions:
+    """For ``position_ids`` int64 [B, S]."""
+    length, device = position_ids.shape[1], position_ids.device
+    angles = rotation(spec.rope, spec.head_dim, position_ids) if spec.position == "rope" else None
+    window = None
+    if spec.sliding_window is not None and spec.sliding_window < length:
+        window = sliding_window(length, spec.sliding_window, device)
+    alibi = alibi_bias(spec.heads, length, device).to(dtype) if spec.position == "alibi" else None
+    return Positions(angles, window, alibi)
+
+
+def sliding_window(length: int, window: int, device: torch.device) -> Tensor:
+    """True where key j is one of the last ``window`` up to query i (arXiv:2310.06825, 2.1)."""
+    place = torch.arange(length, device=device)
+    distance = place[:, None] - place[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """One slope per head (Press et al. 2021, arXiv:2108.12409): 2^(-8/n), 2^(-16/n), … for n heads.
+
+    For n that is no power of two: the slopes of the power below, then every other slope of the
+    power above (the authors' code, and Baichuan's).
+    """
+    below = 2 ** math.floor(math.log2(heads))
+    slopes = [2.0 ** (-8.0 * (i + 1) / below) for i in range(below)]
+    above = [2.0 ** (-4.0 * (i + 1) / below) for i in range(2 * below)]
+    return slopes + above[::2][: heads - below]
+
+
+def alibi_bias(heads: int, length: int, device: torch.device) -> Tensor:
+    """slope * (j - i) for keys j up to query i, -inf after it: fp32 [A, S, S]."""
+    place = torch.arange(length, device=device)
+    distance = (place[None, :] - place[:, None]).float()
+    slopes = torch.tensor(alibi_slopes(heads), device=device)
+    return (slopes[:, None, None] * distance).masked_fill(distance > 0, -math.inf)
 
 
 class Attention(nn.Module):
-    """x [B, S, H] → [B, S, H]. ``recompute_core`` reruns softmax(QKᵀ)V in the backward pass."""
+    """x [B, S, H] → [B, S, H]. ``recompute_core`` reruns softmax(QKᵀ)V in the backward pass.
 
-    def __init__(self, spec: ArchSpec, *, recompute_core: bool = False) -> None:
+    ``first_head`` is the index of this module's first query head: not 0 when heads are sharded.
+    """
+
+    def __init__(self, spec: ArchSpec, layer: int, *, recompute_core: bool = False) -> None:
         super().__init__()
         self.head_dim = spec.head_dim
+        self.windowed = layer >= spec.full_attention_layers
         self.recompute_core = recompute_core
+        self.first_head = 0
         self.q_proj = nn.Linear(spec.hidden, spec.q_size, bias=spec.qkv_bias)
         self.k_proj = nn.Linear(spec.hidden, spec.kv_size, bias=spec.qkv_bias)
         self.v_proj = nn.Linear(spec.hidden, spec.kv_size, bias=spec.qkv_bias)
+        if spec.qk_norm:
+            self.q_norm = build_norm(spec, spec.head_dim)
+            self.k_norm = build_norm(spec, spec.head_dim)
+        self.qk_norm = spec.qk_norm
         self.o_proj = nn.Linear(spec.q_size, spec.hidden, bias=spec.attention_out_bias)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        q_BASD = rotate(self._heads(self.q_proj(x)), *rotation)
-        k_BKSD = rotate(self._heads(self.k_proj(x)), *rotation)
+    def forward(self, x: Tensor, where: Positions) -> Tensor:
+        q_BASD = self._heads(self.q_proj(x))
+        k_BKSD = self._heads(self.k_proj(x))
         v_BKSD = self._heads(self.v_proj(x))
+        if self.qk_norm:
+            q_BASD, k_BKSD = self.q_norm(q_BASD), self.k_norm(k_BKSD)
+        if where.angles is not None:
+            q_BASD, k_BKSD = rotate(q_BASD, *where.angles), rotate(k_BKSD, *where.angles)
+        mask = where.window if self.windowed else None
+        if where.alibi is not None:
+            mask = where.alibi[self.first_head : self.first_head + q_BASD.shape[1]]
         if self.recompute_core:
-            mixed = checkpoint(_core, q_BASD, k_BKSD, v_BKSD, use_reentrant=False)
+            mixed = checkpoint(_core, q_BASD, k_BKSD, v_BKSD, mask, use_reentrant=False)
         else:
-            mixed = _core(q_BASD, k_BKSD, v_BKSD)
+            mixed = _core(q_BASD, k_BKSD, v_BKSD, mask)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -40,8 +112,12 @@ class Attention(nn.Module):
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
-def _core(q_BASD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor) -> Tensor:
-    grouped = q_BASD.shape[1] != k_BKSD.shape[1]
+def _core(q_BASD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Tensor | None) -> Tensor:
     return F.scaled_dot_product_attention(
-        q_BASD, k_BKSD, v_BKSD, is_causal=True, enable_gqa=grouped
+        q_BASD,
+        k_BKSD,
+        v_BKSD,
+        attn_mask=mask,
+        is_causal=mask is None,
+        enable_gqa=q_BASD.shape[1] != k_BKSD.shape[1],
     )

@@ -5,31 +5,43 @@ Shapes: B batch, S sequence, H hidden, V vocabulary.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastllm_planner.arch import ArchSpec, iter_params
-from fastllm_train.models.attention import Attention
-from fastllm_train.models.mlp import SwiGLU
-from fastllm_train.models.norm import build_norm
-from fastllm_train.models.rope import rotation
+from fastllm_train.models.attention import Attention, Positions, positions
+from fastllm_train.models.mlp import MixtureOfExperts, build_mlp
+from fastllm_train.models.norm import build_norm, widened
 from fastllm_train.models.supported import check_supported
+
+
+class Loss(NamedTuple):
+    """Sums over a micro-batch's weighted tokens, fp32 scalars in nats.
+
+    ``objective`` is what is minimised: the cross entropy plus the weighted auxiliary losses.
+    ``cross_entropy`` carries no gradient; it is what is reported.
+    """
+
+    objective: Tensor
+    cross_entropy: Tensor
 
 
 class Block(nn.Module):
     """Pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)). [B, S, H] → [B, S, H]."""
 
-    def __init__(self, spec: ArchSpec, *, recompute_core: bool) -> None:
+    def __init__(self, spec: ArchSpec, layer: int, *, recompute_core: bool) -> None:
         super().__init__()
         self.input_layernorm = build_norm(spec, spec.hidden)
-        self.self_attn = Attention(spec, recompute_core=recompute_core)
+        self.self_attn = Attention(spec, layer, recompute_core=recompute_core)
         self.post_attention_layernorm = build_norm(spec, spec.hidden)
-        self.mlp = SwiGLU(spec, spec.ffn_hidden)
+        self.mlp = build_mlp(spec, layer)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), angles)
+    def forward(self, x: Tensor, where: Positions) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), where)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -42,20 +54,32 @@ class Trunk(nn.Module):
         self.spec = spec
         self.recompute_blocks = recompute == "full"
         self.embed_tokens = nn.Embedding(spec.vocab, spec.hidden)
+        if spec.position == "learned":
+            self.embed_positions = nn.Embedding(spec.max_seq_len, spec.hidden)
         self.layers = nn.ModuleList(
-            Block(spec, recompute_core=recompute == "selective") for _ in range(spec.layers)
+            Block(spec, layer, recompute_core=recompute == "selective")
+            for layer in range(spec.layers)
         )
         self.norm = build_norm(spec, spec.hidden)
 
     def forward(self, tokens: Tensor, position_ids: Tensor) -> Tensor:
-        angles = rotation(self.spec.rope, self.spec.head_dim, position_ids)
         x = self.embed_tokens(tokens)
+        if self.spec.position == "learned":
+            x = x + self.embed_positions(position_ids)
+        where = positions(self.spec, position_ids, x.dtype)
         for layer in self.layers:
             if self.recompute_blocks and self.training:
-                x = checkpoint(layer, x, angles, use_reentrant=False)
+                x = checkpoint(layer, x, where, use_reentrant=False)
             else:
-                x = layer(x, angles)
+                x = layer(x, where)
         return self.norm(x)
+
+
+class NormHead(nn.Linear):
+    """A head whose rows have length one when they are used (Baichuan2, arXiv:2309.10305, 2.4)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, F.normalize(self.weight))
 
 
 class Decoder(nn.Module):
@@ -63,32 +87,52 @@ class Decoder(nn.Module):
 
     def __init__(self, spec: ArchSpec, *, recompute: str = "none") -> None:
         super().__init__()
+        self.spec = spec
         self.model = Trunk(spec, recompute=recompute)
-        self.lm_head = nn.Linear(spec.hidden, spec.vocab, bias=False)
+        head = NormHead if spec.norm_head else nn.Linear
+        self.lm_head = head(spec.hidden, spec.vocab, bias=False)
         if spec.tied_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
+    def forward(self, tokens: Tensor, position_ids: Tensor) -> Tensor:
+        """Logits [B, S, V] in the model's dtype, for int64 [B, S] inputs."""
+        return self.lm_head(self.model(tokens, position_ids))
+
+
+class TrainingModel(nn.Module):
+    """A decoder and its loss as one module, with the decoder's parameter names."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.spec = decoder.spec
+        self.model = decoder.model
+        self.lm_head = decoder.lm_head
+
     def forward(
-        self,
-        tokens: Tensor,
-        position_ids: Tensor,
-        labels: Tensor | None = None,
-        loss_mask: Tensor | None = None,
-    ) -> Tensor:
-        """Without ``labels``: logits [B, S, V]. With them: the weighted **sum** of the tokens'
-        cross entropy, fp32 scalar in nats; the caller divides by the global batch's weight."""
+        self, tokens: Tensor, position_ids: Tensor, labels: Tensor, loss_mask: Tensor
+    ) -> Loss:
+        """Weighted sums over the tokens; the caller divides by the global batch's weight."""
         logits = self.lm_head(self.model(tokens, position_ids))
-        if labels is None:
-            return logits
-        return summed_cross_entropy(logits, labels, loss_mask)
+        cross_entropy = summed_cross_entropy(logits, labels, loss_mask)
+        objective = cross_entropy
+        if self.spec.moe is not None and self.spec.moe.aux_loss_coef:
+            coefficient = self.spec.moe.aux_loss_coef
+            objective = objective + coefficient * loss_mask.sum() * self._balance_loss()
+        return Loss(objective, cross_entropy.detach())
+
+    def _balance_loss(self) -> Tensor:
+        """Mean over the layers with experts."""
+        losses = [
+            module.balance_loss
+            for module in self.modules()
+            if isinstance(module, MixtureOfExperts) and module.balance_loss is not None
+        ]
+        return torch.stack(losses).mean()
 
 
-def summed_cross_entropy(logits: Tensor, labels: Tensor, loss_mask: Tensor | None) -> Tensor:
+def summed_cross_entropy(logits: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
     """Σ mask * -log softmax(logits)[label] in fp32; logits [B, S, V], labels and mask [B, S]."""
-    flat = logits.flatten(0, 1).float()
-    if loss_mask is None:
-        return F.cross_entropy(flat, labels.flatten(), reduction="sum")
-    losses = F.cross_entropy(flat, labels.flatten(), reduction="none")
+    losses = F.cross_entropy(widened(logits.flatten(0, 1)), labels.flatten(), reduction="none")
     return torch.dot(losses, loss_mask.flatten().to(losses.dtype))
 
 

@@ -1,4 +1,4 @@
-"""Normalisation layers, in fp32 whatever the model's dtype."""
+"""Normalisation layers, in fp32 even when the model is bf16."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastllm_planner.arch import ArchSpec
+
+
+def widened(x: Tensor) -> Tensor:
+    """fp32, or fp64 when ``x`` is: the type in which sums over many terms are taken."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 class RMSNorm(nn.Module):
@@ -18,7 +23,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
+        wide = widened(x)
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
 
