@@ -101,6 +101,7 @@ def test_explain_groups_the_reasons(capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert status == 0
     assert "Not listed" in out
+    out = " ".join(out.split())  # long reasons wrap
     assert "too little device memory" in out
     assert "ZeRO-2 does not work with pipeline parallelism" in out
     assert "e.g. ZeRO-" in out
@@ -116,6 +117,25 @@ def test_exit_1_when_nothing_fits(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert status == 1
     assert out.startswith("llama-2-70b on 1 × RTX-4090 does not fit: the leanest layout needs")
     assert not target.exists()
+
+
+def test_the_host_can_be_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "plan --model llama-3-8b --gpu RTX-4090 --gpus 1 --global-batch 8 --host-memory"
+    status, out, _ = run(command + " 100", capsys)
+    assert status == 1
+    assert re.search(r"and \d+ GiB of 100 GiB in each node's memory", out)
+    status, out, _ = run(command + " 400", capsys)
+    assert status == 0
+    assert "optimizer and params offloaded" in out
+
+
+def test_long_pipelines_leave_stages_out(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "estimate --model llama-3.1-405b --gpu H100-SXM --gpus 1024 --seq-len 8192"
+    command += " --backend megatron-fused --tp 8 --pp 32 --global-batch 512"
+    _, out, _ = run(command, capsys)
+    assert "Stages 6 to 25 are left out" in out
+    table = out.split("needed\n")[1].split("\nStages")[0].splitlines()[1:]
+    assert [line.split()[0] for line in table] == [*"012345", *map(str, range(26, 32))]
 
 
 def test_estimate_exits_1_for_a_layout_that_cannot_run(capsys: pytest.CaptureFixture[str]) -> None:

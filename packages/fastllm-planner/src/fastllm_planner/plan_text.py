@@ -26,6 +26,8 @@ TIME_PARTS = (
     ("overhead", "launch and jitter"),
 )
 
+MAX_STAGE_ROWS = 12
+
 
 def count(value: float) -> str:
     """A large count with its unit: 7e8 → 700M, 1.5e12 → 1.5T."""
@@ -127,6 +129,12 @@ def memory_table(plan: Plan) -> str:
             grouped[-1] = (grouped[-1][0], index, row)
         else:
             grouped.append((index, index, row))
+    note = ""
+    if len(grouped) > MAX_STAGE_ROWS + 1:  # the ends tell the slope between them
+        kept = MAX_STAGE_ROWS // 2
+        first_hidden, last_hidden = grouped[kept][0], grouped[-kept - 1][1]
+        note = f"\nStages {first_hidden} to {last_hidden} are left out; --json has them all."
+        grouped = [*grouped[:kept], *grouped[-kept:]]
     headers = (
         *("stage", "layers", "weights", "grads", "optim", "activ", "transient", "gathered"),
         *("runtime", "needed"),
@@ -134,7 +142,7 @@ def memory_table(plan: Plan) -> str:
     table = [
         [f"{first}" if first == last else f"{first}-{last}", *row] for first, last, row in grouped
     ]
-    lines = _columns(headers, table, drop={"gathered": "0.00"})
+    lines = _columns(headers, table, drop={"gathered": "0.00"}) + note
     if plan.memory.host_bytes:
         lines += f"\nHost memory per node for offload: {plan.memory.host_bytes / GIB:.1f} GiB"
     return lines
@@ -239,12 +247,17 @@ def render_no_fit(job: Job, result: SearchResult) -> str:
         why = reasons[0].detail if reasons else "there is no layout to try"
         return f"{job.name} on {where(job)} cannot run: {why}."
     closest = result.closest
+    needs = (
+        f"{closest.peak / GIB:.1f} GiB of {capacity:.1f} GiB ({100 * job.headroom:.0f}% kept free)"
+    )
+    host = job.cluster.host_memory_bytes
+    if closest.host and host:
+        needs += f" and {closest.host / GIB:.0f} GiB of {host / GIB:.0f} GiB in each node's memory"
     return (
-        f"{job.name} on {where(job)} does not fit: the leanest layout needs "
-        f"{closest.peak / GIB:.1f} GiB of {capacity:.1f} GiB "
-        f"({100 * job.headroom:.0f}% kept free).\n\n"
+        f"{job.name} on {where(job)} does not fit: the leanest layout needs {needs}.\n\n"
         f"It is {strategy_words(closest.layout)}.\n"
-        "More GPUs, larger ones, a shorter --seq-len or a backend with offload would change that."
+        "More GPUs, larger ones, a shorter --seq-len, more --host-memory or a backend with offload "
+        "would change that."
     )
 
 

@@ -51,6 +51,18 @@ class Candidate:
     peak: float
 
 
+@dataclass(frozen=True)
+class Closest:
+    """The layout that lacks least. Bytes. ``lacking``: how many kinds of memory, and
+    the largest share of what there is that is needed.
+    """
+
+    layout: Layout
+    peak: float
+    host: float
+    lacking: tuple[int, float]
+
+
 @dataclass
 class Rejection:
     """Layouts that share a reason; ``example`` is one of them, ``detail`` its own sentence."""
@@ -65,14 +77,14 @@ class Rejection:
 class SearchResult:
     """``ranked`` by time. ``shapes`` were considered; ``priced`` layouts got a step time.
 
-    ``closest``: the layout that needs the least memory, when nothing fits.
+    ``closest``: the layout that comes nearest to fitting.
     """
 
     ranked: list[Candidate] = field(default_factory=list[Candidate])
     rejections: dict[str, Rejection] = field(default_factory=dict[str, Rejection])
     shapes: int = 0
     priced: int = 0
-    closest: Candidate | None = None
+    closest: Closest | None = None
 
     def reject(self, layout: Layout, reason: str, detail: str) -> None:
         entry = self.rejections.setdefault(reason, Rejection(reason, 0, layout, detail))
@@ -269,27 +281,28 @@ def _can_fit(job: Job, shape: Layout, pins: Mapping[str, Any], result: SearchRes
     variants = [replace(lean, recompute=kind) for kind in kinds]
     peaks = [peak_bytes(job.spec, v, job.cluster, job.backend) for v in variants]
     peak, leanest = min(zip(peaks, variants, strict=True), key=lambda pair: pair[0])
-    if result.closest is None or peak < result.closest.peak:
-        result.closest = Candidate(leanest, float("nan"), peak)
+    host = _host_bytes(job, leanest)
+    capacity = job.cluster.host_memory_bytes or float("inf")
+    shares = (peak / job.usable_bytes, host / capacity)
+    # Lacking one kind of memory is nearer than lacking both.
+    lacking = (sum(share > 1 for share in shares), max(shares))
+    if result.closest is None or lacking < result.closest.lacking:
+        result.closest = Closest(leanest, peak, host, lacking)
     if peak > job.usable_bytes:
-        capacity = job.cluster.device.memory_bytes / GIB
-        result.reject(
-            leanest,
-            "too little device memory even at micro-batch 1 with recomputation",
-            f"needs {peak / GIB:.1f} of {capacity:.1f} GiB ({100 * job.headroom:.0f}% kept free)",
+        detail = (
+            f"needs {peak / GIB:.1f} of {job.cluster.device.memory_bytes / GIB:.1f} GiB "
+            f"({100 * job.headroom:.0f}% kept free)"
         )
-        return False
-    return _host_fits(job, leanest, result)
+        reason = "too little device memory even at micro-batch 1 with recomputation"
+        result.reject(leanest, reason, detail)
+    elif host > capacity:
+        detail = f"needs {host / GIB:.0f} of {capacity / GIB:.0f} GiB in each node's memory"
+        result.reject(leanest, "too little host memory to offload to", detail)
+    return lacking[0] == 0
 
 
-def _host_fits(job: Job, layout: Layout, result: SearchResult) -> bool:
-    """Offloaded states must fit the node's memory, where its size is known."""
-    host = job.cluster.host_memory_bytes
-    if host is None or layout.offload == "none":
-        return True
-    needed = estimate_memory(job.spec, layout, job.cluster, job.backend).host_bytes
-    if needed <= host:
-        return True
-    detail = f"needs {needed / GIB:.0f} of {host / GIB:.0f} GiB in each node's memory"
-    result.reject(layout, "too little host memory to offload to", detail)
-    return False
+def _host_bytes(job: Job, layout: Layout) -> float:
+    """Host memory that a layout's offload takes, per node."""
+    if layout.offload == "none":
+        return 0.0
+    return estimate_memory(job.spec, layout, job.cluster, job.backend).host_bytes

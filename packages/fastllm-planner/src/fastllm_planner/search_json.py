@@ -23,7 +23,11 @@ def result_to_json(
     }
     if not plans and result.closest is not None:
         closest = result.closest
-        out["closest"] = {"layout": layout_to_json(closest.layout), "peak_bytes": closest.peak}
+        out["closest"] = {
+            "layout": layout_to_json(closest.layout),
+            "required_bytes": closest.peak,
+            "host_bytes": closest.host,
+        }
     if explain:
         out["rejected"] = [
             {
