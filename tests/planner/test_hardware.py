@@ -2,6 +2,7 @@
 
 import pytest
 
+from fastllm_planner.communication import group
 from fastllm_planner.errors import UserError
 from fastllm_planner.hardware import (
     GIB,
@@ -70,3 +71,10 @@ def test_ranks_on_a_cpu_share_it() -> None:
     assert half.memory_bytes == machine.memory_bytes // 2
     assert half.matmul("fp32") == pytest.approx(machine.matmul("fp32") / 2)
     assert Cluster(gpu("H100"), 2).device is gpu("H100")
+
+
+def test_a_rack_scale_fabric_is_wider_than_its_nodes() -> None:
+    rack = Cluster(gpu("GB200"), 144, 4)
+    assert rack.fabric_size == 72
+    assert group(rack, 8, 1).nodes == 1
+    assert group(Cluster(gpu("H100"), 144, 4), 8, 1).nodes == 2

@@ -97,7 +97,7 @@ def test_the_words_of_a_table_are_understood(
         ("NVIDIA/dgxc-benchmarking maxtext/README", "1", "jax-fsdp"),
         ("huggingface nanotron grid", "1", "nanotron"),
         ("nobody knows", "1", "megatron-fused"),
-        ("nobody knows", "0", "megatron-deepspeed"),
+        ("nobody knows", "0", "megatron-2021"),
     ],
 )
 def test_stacks_are_recognised(tmp_path: Path, source: str, flash: str, name: str) -> None:

@@ -138,13 +138,13 @@ def detect_backend(text: str, sharding: str, *, flash: bool, pp: int = 1) -> Bac
     """The stack behind a published run: by its name in ``text``, else by what it does.
 
     ``sharding``: the run's own words ("dist-opt(1)", "fsdp2(3)", "1"). Unfused attention means a
-    stack of 2022 or before.
+    Megatron of 2022 or before.
     """
     for candidate in _tables().values():
         if candidate.detect and re.search(candidate.detect, text, re.IGNORECASE):
             return candidate
     if not flash:
-        return backend("megatron-deepspeed")
+        return backend("megatron-2021")
     if "fsdp" in sharding.lower() and pp == 1:
         return backend("fsdp")
     return backend("megatron-fused")

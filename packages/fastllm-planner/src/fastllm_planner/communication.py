@@ -38,7 +38,7 @@ class Group:
 def group(cluster: Cluster, size: int, stride: int) -> Group:
     """``size`` ranks that are ``stride`` apart in rank order (ranks fill nodes in order)."""
     device = cluster.device
-    per_node = max(1, min(size, cluster.gpus_per_node // stride))
+    per_node = max(1, min(size, cluster.fabric_size // stride))
     intra = device.intra_node_bandwidth
     if device.peer_bandwidth < intra:
         intra = min(intra, device.peer_bandwidth * max(1, per_node - 1))

@@ -82,9 +82,9 @@ def _device_reasons(layout: Layout, cluster: Cluster, tp_across_nodes: bool) -> 
             f"dp={layout.dp} x tp={layout.tp} x pp={layout.pp} x cp={layout.cp} is "
             f"{layout.world_size} devices, the cluster has {cluster.n_gpus}"
         )
-    if layout.tp > cluster.gpus_per_node and not tp_across_nodes:
+    if layout.tp > cluster.fabric_size and not tp_across_nodes:
         reasons.append(
-            f"tp={layout.tp} leaves the node of {cluster.gpus_per_node} devices: its all-reduces "
+            f"tp={layout.tp} leaves the node of {cluster.fabric_size} devices: its all-reduces "
             "would run over the network"
         )
     if not cluster.gpu.supports(layout.dtype):

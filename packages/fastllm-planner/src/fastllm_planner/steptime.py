@@ -190,7 +190,7 @@ def _pipeline_sends(spec: ArchSpec, layout: Layout, cluster: Cluster, backend: B
     size = 2.0 * layout.micro_batch * layout.seq_len / layout.cp * spec.hidden
     if layout.sequence_parallel:
         size /= layout.tp
-    inside = layout.dp * layout.tp * layout.cp * 2 <= cluster.gpus_per_node
+    inside = layout.dp * layout.tp * layout.cp * 2 <= cluster.fabric_size
     seconds = 2.0 * send_seconds(cluster, size, same_node=inside) * layout.virtual_stages
     return seconds * (1.0 - backend.pp_overlap)
 

@@ -43,8 +43,15 @@ def scatter_svg(report: Report) -> str:
     )
 
 
-def _colour(names: Sequence[str], series: str) -> str:
-    return COLOURS[names.index(series) % len(COLOURS)]
+def _mark(names: Sequence[str], series: str, x: float, y: float, radius: float) -> str:
+    """A series' mark: circles in eight colours, then squares in the same ones."""
+    index = names.index(series)
+    fill = f'fill="{COLOURS[index % len(COLOURS)]}" fill-opacity="0.6"'
+    if index < len(COLOURS):
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" {fill}/>'
+    left, top = x - radius, y - radius
+    side = f'width="{2 * radius}" height="{2 * radius}"'
+    return f'<rect x="{left:.1f}" y="{top:.1f}" {side} {fill}/>'
 
 
 def _panel(title: str, points: Sequence[Point], names: Sequence[str], left: float) -> str:
@@ -77,10 +84,7 @@ def _panel(title: str, points: Sequence[Point], names: Sequence[str], left: floa
             f'<text x="{x0 - 6}" y="{y0 - where + 4:.1f}" text-anchor="end">{label}</text>'
         )
     for series, measured, predicted in points:
-        parts.append(
-            f'<circle cx="{x0 + at(measured):.1f}" cy="{y0 - at(predicted):.1f}" r="3" '
-            f'fill="{_colour(names, series)}" fill-opacity="0.55"/>'
-        )
+        parts.append(_mark(names, series, x0 + at(measured), y0 - at(predicted), 3))
     return "\n".join(parts)
 
 
@@ -88,6 +92,6 @@ def _legend(names: Sequence[str]) -> str:
     parts: list[str] = []
     for i, name in enumerate(names):
         x, y = MARGIN + 170 * (i % 4), MARGIN + SIZE + 40 + 18 * (i // 4)
-        parts.append(f'<circle cx="{x}" cy="{y - 4}" r="5" fill="{_colour(names, name)}"/>')
+        parts.append(_mark(names, name, x, y - 4, 5))
         parts.append(f'<text x="{x + 10}" y="{y}">{escape(name)}</text>')
     return "\n".join(parts)

@@ -31,6 +31,7 @@ class Gpu:
     ``peak_tflops``: datasheet peak by dtype; ``matmul_tflops``: measured ceiling of a large GEMM
     by dtype (a share of the peak where nobody measured one, see ``matmul_measured``).
     ``peer_bandwidth``: the link to one peer (xGMI); ``intra_node_bandwidth`` behind a switch.
+    ``scale_up``: devices in one such fabric where that is more than a node (NVL72), else 0.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Gpu:
     host_bandwidth: float
     sms: int
     architecture: str
+    scale_up: int
     source: str
 
     def __hash__(self) -> int:
@@ -94,6 +96,11 @@ class Cluster:
             return self.gpu
         ranks = min(self.n_gpus, self.gpus_per_node)
         return _share(self.gpu, ranks)
+
+    @cached_property
+    def fabric_size(self) -> int:
+        """Devices that reach each other without the network: a node, or a rack of NVL72."""
+        return max(self.gpus_per_node, self.gpu.scale_up)
 
     @cached_property
     def network_bandwidth(self) -> float:
@@ -146,6 +153,7 @@ def _build(name: str, raw: dict[str, Any]) -> Gpu:
         host_bandwidth=float(raw["host_gbps"]) * 1e9,
         sms=int(raw["sms"]),
         architecture=str(raw["architecture"]),
+        scale_up=int(raw.get("scale_up", 0)),
         source=str(raw["source"]),
     )
 
@@ -235,6 +243,7 @@ def cpu_device() -> Gpu:
         host_bandwidth=bandwidth,
         sms=cores,
         architecture="cpu",
+        scale_up=0,
         source="prior: cores x 40 GFLOP/s; calibrate replaces it",
     )
 
