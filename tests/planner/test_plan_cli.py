@@ -95,6 +95,16 @@ def test_estimate_of_the_planned_layout_is_the_plan(capsys: pytest.CaptureFixtur
     assert estimated["plan"] == chosen
 
 
+def test_fixed_axes_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    data = run_json(PLAN_8B + " --fix tp=4 --fix zero-stage=1 --fix recompute=full", capsys)
+    for plan in data["plans"]:
+        layout = plan["layout"]
+        assert (layout["tp"], layout["zero_stage"], layout["recompute"]) == (4, 1, "full")
+    status, out, _ = run(PLAN_8B + " --fix tp=3", capsys)
+    assert status == 1
+    assert "cannot run" in out
+
+
 def test_explain_groups_the_reasons(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(
         "plan --model llama-2-70b --gpu A100-80G --gpus 32 --global-batch 128 --explain", capsys
@@ -167,6 +177,10 @@ def test_estimate_exits_1_for_a_layout_that_cannot_run(capsys: pytest.CaptureFix
         ("--network none", "--network"),
         ("--global_batch 3", "--global_batch"),
         ("--model gpt2 --seq-len 4096", "learned positions"),
+        ("--fix zero=1", "did you mean zero_stage"),
+        ("--fix tp", "not AXIS=VALUE"),
+        ("--fix tp=0", "positive whole number"),
+        ("--fix recompute=half", "one of none, selective, full"),
     ],
 )
 def test_bad_input_is_one_error_line(

@@ -23,7 +23,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args
 
 from fastllm_planner.hardware import GIB
 from fastllm_planner.layout import Layout, Offload, Recompute
@@ -36,10 +36,14 @@ MAX_MICRO_BATCH = 64
 # Of layouts this close in time the simplest is recommended: no prediction is exact to 2 %
 # (the same published configuration moves 1-7 % between software releases).
 TIE = 0.02
-PINNABLE = (
-    *("dp", "tp", "pp", "virtual_stages", "cp", "ep", "zero_stage", "micro_batch", "recompute"),
-    *("sequence_parallel", "offload"),
-)
+# Axes that a caller may fix, and the values that are not sizes.
+PINNABLE: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("dp", "tp", "pp", "virtual_stages", "cp", "ep", "micro_batch"), ()),
+    "zero_stage": (0, 1, 2, 3),
+    "recompute": get_args(Recompute),
+    "sequence_parallel": (True, False),
+    "offload": get_args(Offload),
+}
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,13 @@ def divisors(number: int) -> tuple[int, ...]:
 
 
 def search(job: Job, *, top_k: int = 5, pinned: Mapping[str, Any] | None = None) -> SearchResult:
-    """The best layout of each of the ``top_k`` fastest strategies. ``pinned`` fixes axes."""
+    """The best layout of each of the ``top_k`` fastest strategies. ``pinned`` fixes axes.
+
+    Raises ``KeyError`` for a pin that is no axis.
+    """
     pins = dict(pinned or {})
+    if unknown := set(pins) - set(PINNABLE):
+        raise KeyError(f"no axis of the search: {', '.join(sorted(unknown))}")
     result = SearchResult()
     heap: list[_Entry] = []
     for shape in _runnable_shapes(job, pins, result):

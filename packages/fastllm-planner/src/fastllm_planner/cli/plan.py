@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 
 from fastllm_planner.cli.job_options import build_job, job_options
 from fastllm_planner.cli.options import WHOLE, verb
+from fastllm_planner.errors import UserError
 
 EXAMPLE = "fastllm-planner plan --model llama-3-8b --gpu H100-SXM --gpus 64 --tokens 1T"
 
@@ -17,6 +19,9 @@ EXAMPLE = "fastllm-planner plan --model llama-3-8b --gpu H100-SXM --gpus 64 --to
 @verb("plan", EXAMPLE)
 @job_options
 @click.option("--top-k", type=WHOLE, default=5, show_default=True, help="Strategies to list.")
+@click.option(
+    "--fix", multiple=True, metavar="AXIS=VALUE", help="Search only there: tp=4 (repeatable)."
+)
 @click.option("--explain", is_flag=True, help="Why each other layout was rejected.")
 @click.option(
     "--emit",
@@ -26,7 +31,12 @@ EXAMPLE = "fastllm-planner plan --model llama-3-8b --gpu H100-SXM --gpus 64 --to
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
-    top_k: int, explain: bool, emit: tuple[Path, ...], as_json: bool, **options: Any
+    top_k: int,
+    fix: tuple[str, ...],
+    explain: bool,
+    emit: tuple[Path, ...],
+    as_json: bool,
+    **options: Any,
 ) -> int:
     """Find the fastest strategy that fits."""
     from fastllm_planner.emit import check_targets, emit_plan
@@ -44,7 +54,7 @@ def command(
 
     check_targets(emit)
     job = build_job(options)
-    result = search(job, top_k=top_k)
+    result = search(job, top_k=top_k, pinned=read_pins(fix))
     plans = [price_layout(job, candidate.layout) for candidate in result.ranked]
     for target in emit if plans else ():
         emit_plan(plans[0], target, model=options["model"])
@@ -58,3 +68,30 @@ def command(
         blocks += [render_rejections(result)] if explain else []
         click.echo("\n\n".join([*blocks, render_assumptions(job)]))
     return 0 if plans else 1
+
+
+def read_pins(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["tp=4", "recompute=full"]`` → pins of the search; ``UserError`` for an unknown axis."""
+    import difflib
+
+    from fastllm_planner.search import PINNABLE
+
+    pins: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or name not in PINNABLE:
+            near = difflib.get_close_matches(name, PINNABLE, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]}=…?" if near else f"axes: {', '.join(PINNABLE)}"
+            raise UserError(f"--fix {pair}: not AXIS=VALUE of the search", hint)
+        allowed = {str(choice).lower(): choice for choice in PINNABLE[name]}
+        value = value.strip().lower()
+        if allowed:
+            if value not in allowed:
+                raise UserError(f"--fix {pair}: no such value", f"one of {', '.join(allowed)}")
+            pins[name] = allowed[value]
+        elif value.isdecimal() and 0 < int(value) < 2**31:
+            pins[name] = int(value)
+        else:
+            raise UserError(f"--fix {pair}: {name} is a positive whole number")
+    return pins
