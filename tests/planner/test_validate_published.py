@@ -9,6 +9,7 @@ import pytest
 from fastllm_planner.efficiency import shipped_cells
 from fastllm_planner.validate import Report, cells_of, errors, report
 from fastllm_planner.validate_rows import Row, read_rows
+from fastllm_planner.validate_text import report_text
 
 TABLE = Path(__file__).parents[2].parent / "shared" / "data" / "published_runs.csv"
 pytestmark = [
@@ -75,3 +76,11 @@ def test_shipped_cells_are_those_of_the_table() -> None:
     for key, cell in shipped.items():
         assert cell.rows == fitted[key].rows
         assert cell.log_ratio == pytest.approx(fitted[key].log_ratio, abs=1e-4)
+
+
+def test_the_documented_tables_are_todays() -> None:
+    """docs/planner-accuracy.md holds what the command prints, up to the rankings."""
+    page = (Path(__file__).parents[2] / "docs" / "planner-accuracy.md").read_text(encoding="utf-8")
+    printed = report_text(published(), skipped=0).split("\n\n")
+    for table in printed[:3]:
+        assert table in page

@@ -172,7 +172,8 @@ def _flash(
     scale = device.matmul(half) * device.sustained / kernel.matmul
     head = min(spec.head_dim, 128)
     scale *= head / (head + 12.0) * (140.0 / 128.0)
-    scale *= seq_len / (seq_len + kernel.half_seq)
+    # ring attention works on one rank's chunk of the sequence at a time
+    scale *= seq_len / (seq_len + kernel.half_seq * cp)
     return flops / (kernel.fwd * scale * 1e12), 2.5 * flops / (kernel.bwd * scale * 1e12)
 
 

@@ -31,6 +31,8 @@ OPTIMIZER_BYTES_MOVED = 30.0
 # A collective that runs beside compute takes about 15 % of the multiprocessors (system tables of
 # calculon-ai/calculon @caa4b11): hidden time is not free.
 CONTENTION = 0.15
+# Transformer Engine gathers fp8 activations as fp8 and scatters sums in bf16: (1 + 2) / 4 bytes.
+FP8_TP_SHARE = 0.75
 # Host Adam streams gradient, master and moments through DRAM; bandwidth per node is a prior.
 HOST_ADAM_BYTES = 28.0
 HOST_MEMORY_BANDWIDTH = 150e9
@@ -115,6 +117,8 @@ def _tp_seconds(spec: ArchSpec, layout: Layout, cluster: Cluster, backend: Backe
     if layout.sequence_parallel:
         # backward gathers the norm outputs again: one all-gather per linear block
         seconds += 2.0 * gather_seconds(g, size)
+        if layout.dtype == "fp8":
+            seconds *= FP8_TP_SHARE
     return seconds * (1.0 - backend.tp_overlap) / backend.collective_efficiency
 
 
