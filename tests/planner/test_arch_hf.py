@@ -107,6 +107,14 @@ def test_sliding_windows() -> None:
         from_hf_config({**qwen, **keys, "layer_types": mixed})
 
 
+def test_gpt2_with_another_width() -> None:
+    config = to_hf_config(preset("gpt2"))
+    assert from_hf_config({**config, "n_inner": None}) == preset("gpt2")
+    wide = from_hf_config({**config, "n_inner": 1000})
+    assert wide.ffn_hidden == 1000
+    assert from_hf_config(to_hf_config(wide)) == wide
+
+
 def test_baichuan_variants() -> None:
     seven, thirteen = to_hf_config(preset("baichuan2-7b")), to_hf_config(preset("baichuan2-13b"))
     assert "max_position_embeddings" not in thirteen

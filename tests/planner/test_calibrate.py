@@ -65,8 +65,8 @@ def test_a_slower_cluster_is_learnt(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_segment_is_the_median_after_the_warm_up(tmp_path: Path) -> None:
     file = write_metrics(
         tmp_path / "m.jsonl",
-        (run_line(), [100.0] * WARM_UP_STEPS + [1.0, 2.0, 30.0]),
-        (run_line(), [100.0] * WARM_UP_STEPS),  # nothing left: no measurement
+        (run_line(), [100.0, 100.0, 100.0, 1.0, 2.0, 30.0]),
+        (run_line(), [100.0, 100.0, 100.0]),  # nothing left: no measurement
         (run_line(batch={**BATCH, "micro": 2}), [100.0] * WARM_UP_STEPS + [7.0]),
     )
     segments = read_segments(file)
