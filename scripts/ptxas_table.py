@@ -61,7 +61,8 @@ def ptxas_log(nvcc: str, source: Path, architecture: str) -> str:
 def short_name(mangled: str) -> str:
     """``rmsnorm_fwd_kernel<float, 4>`` for the symbol of that kernel."""
     full = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout
-    name = re.sub(r"^void ", "", full.strip()).partition("(")[0]
+    without_casts = re.sub(r"\([\w:]+\)(?=\d)", "", full.strip())  # of enumerators, as (E)0
+    name = re.sub(r"^void ", "", without_casts).partition("(")[0]
     return name.replace("fastllm::cuda::", "")
 
 

@@ -16,11 +16,13 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch  # first, so that fastllm_core shares its OpenMP threads
 import torch.nn.functional as F
 
 from fastllm_core import _core
+from fastllm_train.ops.glu import geglu, swiglu
 from fastllm_train.ops.registration import contiguous_capsule
 from fastllm_train.ops.rmsnorm import rmsnorm, rmsnorm_residual
 
@@ -85,7 +87,36 @@ def rmsnorm_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> list[
     ]
 
 
-OPERATORS = (rmsnorm_cases,)
+def glu_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> list[Case]:
+    gate, up, dy = (torch.randn(rows, cols).to(dtype) for _ in range(3))
+    y, dgate = torch.empty_like(gate), torch.empty_like(gate)
+    leaves = [t.clone().requires_grad_() for t in (gate, up)]
+    cases: list[Case] = []
+    functions: tuple[tuple[str, str, Callable[..., Any], Callable[..., Any]], ...] = (
+        ("swiglu", "silu", swiglu, F.silu),
+        ("geglu", "gelu", geglu, lambda g: F.gelu(g, approximate="tanh")),
+    )
+    for name, activation, ours, act in functions:
+        cases += [
+            Case(
+                f"{name} fwd {label}",
+                3 * gate.nbytes,
+                kernel_call(_core.glu_fwd, gate, up, y, activation),
+                lambda ours=ours: ours(gate, up),
+                lambda act=act: act(gate) * up,
+            ),
+            Case(
+                f"{name} bwd / fwd+bwd {label}",
+                5 * gate.nbytes,
+                kernel_call(_core.glu_bwd, dy, gate, up, y, dgate, activation),
+                lambda ours=ours: torch.autograd.grad(ours(*leaves), leaves, dy),
+                lambda act=act: torch.autograd.grad(act(leaves[0]) * leaves[1], leaves, dy),
+            ),
+        ]
+    return cases
+
+
+OPERATORS = (rmsnorm_cases, glu_cases)
 
 
 def medians(

@@ -23,6 +23,15 @@ class Encoder:
 def python_encoder(encode: Callable[[list[str]], list[list[int]]], vocab_size: int) -> Encoder: ...
 def sentencepiece_encoder(model_bytes: bytes) -> Encoder: ...
 def sentencepiece_info(model_bytes: bytes) -> dict[str, Any]: ...
+def bytelevel_encoder(
+    *,
+    tokens: list[bytes],
+    merges: list[tuple[int, int]] | None,
+    ignore_merges: bool,
+    pattern: str,
+    special: list[tuple[str, int]],
+) -> Encoder: ...
+def pretokenize(pattern: str, text: str) -> list[str]: ...
 def parse_json_line(line: bytes, keys: list[str]) -> list[tuple[str, list[bytes], bool]]: ...
 
 class DatasetBuilder:
@@ -101,5 +110,17 @@ def rmsnorm_bwd(
     dx: object,
     dweight: object,
     partial: object,
+    stream: int = 0,
+) -> None: ...
+
+# glu.cpp
+def glu_fwd(gate: object, up: object, y: object, activation: str, stream: int = 0) -> None: ...
+def glu_bwd(
+    dy: object,
+    gate: object,
+    up: object,
+    dgate: object,
+    dup: object,
+    activation: str,
     stream: int = 0,
 ) -> None: ...

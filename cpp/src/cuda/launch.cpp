@@ -55,12 +55,17 @@ RowLayout row_layout(DType dtype, std::int64_t cols, bool aligned, int packs_per
     return {width, static_cast<int>(threads), 1};
 }
 
-unsigned blocks_for(std::int64_t rows, const RowLayout& layout) {
-    const std::int64_t blocks = (rows + layout.rows_per_block - 1) / layout.rows_per_block;
+unsigned blocks_of(std::int64_t count, std::int64_t per_block) {
+    const std::int64_t blocks = (count + per_block - 1) / per_block;
     if (blocks > std::numeric_limits<std::int32_t>::max()) {
-        throw std::runtime_error(std::to_string(rows) + " rows are more than one launch can take");
+        throw std::runtime_error(std::to_string(blocks) +
+                                 " blocks are more than one launch can take");
     }
     return static_cast<unsigned>(blocks);
+}
+
+unsigned blocks_for(std::int64_t rows, const RowLayout& layout) {
+    return blocks_of(rows, layout.rows_per_block);
 }
 
 }  // namespace fastllm::cuda

@@ -34,6 +34,10 @@ struct RowLayout {
 RowLayout row_layout(DType dtype, std::int64_t cols, bool aligned, int packs_per_thread,
                      int max_threads);
 
+// Blocks of `per_block` items for `count` items; throws std::runtime_error beyond what a grid can
+// have.
+unsigned blocks_of(std::int64_t count, std::int64_t per_block);
+
 // Blocks for `rows`; throws std::runtime_error beyond what a grid can have.
 unsigned blocks_for(std::int64_t rows, const RowLayout& layout);
 

@@ -97,6 +97,24 @@ FASTLLM_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
 FASTLLM_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
 FASTLLM_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 
+FASTLLM_INLINE Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+// The second operand where either is NaN.
+FASTLLM_INLINE Vec minimum(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+FASTLLM_INLINE Vec maximum(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+FASTLLM_INLINE Vec round_to_integer(Vec a) { return {_mm512_roundscale_ps(a.v, 0)}; }
+
+// v * 2^n for integral n.
+FASTLLM_INLINE Vec scale_by_power_of_two(Vec v, Vec n) { return {_mm512_scalef_ps(v.v, n.v)}; }
+
+FASTLLM_INLINE float largest(Vec a) {
+    const __m256 upper = _mm512_extractf32x8_ps(a.v, 1);
+    const __m256 m8 = _mm256_max_ps(_mm512_castps512_ps256(a.v), upper);
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(m8), _mm256_extractf128_ps(m8, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    m = _mm_max_ss(m, _mm_movehdup_ps(m));
+    return _mm_cvtss_f32(m);
+}
+
 FASTLLM_INLINE float sum(Vec a) {
     const __m256 upper = _mm512_extractf32x8_ps(a.v, 1);
     const __m256 s8 = _mm256_add_ps(_mm512_castps512_ps256(a.v), upper);

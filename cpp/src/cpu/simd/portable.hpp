@@ -77,6 +77,43 @@ FASTLLM_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
     return map_lanes([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
 }
 
+FASTLLM_INLINE Vec operator/(Vec a, Vec b) {
+    return map_lanes([&](int i) { return a.lane[i] / b.lane[i]; });
+}
+
+// The second operand where either is NaN, as the x86 instructions do.
+FASTLLM_INLINE Vec minimum(Vec a, Vec b) {
+    return map_lanes([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
+FASTLLM_INLINE Vec maximum(Vec a, Vec b) {
+    return map_lanes([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
+
+// To the nearest integer, for |value| < 2^22.
+FASTLLM_INLINE Vec round_to_integer(Vec v) {
+    constexpr float kShift = 12582912.0f;  // 1.5 * 2^23, where the unit in the last place is 1
+    return map_lanes([&](int i) { return (v.lane[i] + kShift) - kShift; });
+}
+
+// v * 2^n for integral n from -200 to 200, in two steps because 2^n may be out of range by itself.
+FASTLLM_INLINE Vec scale_by_power_of_two(Vec v, Vec n) {
+    return map_lanes([&](int i) {
+        const float power = n.lane[i] == n.lane[i] ? n.lane[i] : 0.0f;  // NaN has no integer
+        const int whole = static_cast<int>(power);
+        const int half = whole >> 1;
+        const auto power_of_two = [](int e) {
+            return detail::float_of(static_cast<std::uint32_t>(e + 127) << 23);
+        };
+        return v.lane[i] * power_of_two(half) * power_of_two(whole - half);
+    });
+}
+
+FASTLLM_INLINE float largest(Vec v) {
+    float m = v.lane[0];
+    for (int i = 1; i < kWidth; ++i) m = v.lane[i] > m ? v.lane[i] : m;
+    return m;
+}
+
 FASTLLM_INLINE float sum(Vec v) {
     const float a = (v.lane[0] + v.lane[4]) + (v.lane[2] + v.lane[6]);
     const float b = (v.lane[1] + v.lane[5]) + (v.lane[3] + v.lane[7]);
