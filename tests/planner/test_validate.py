@@ -73,6 +73,12 @@ def test_a_row_becomes_a_layout(tmp_path: Path) -> None:
         ({"zero_stage": ""}, "zero_stage", 1),
         ({"recompute": "selective(every other layer)"}, "recompute_share", 0.5),
         ({"recompute": "selective(op)"}, "recompute", "selective"),
+        ({"recompute": "selective(1/4 of the layers)"}, "recompute_share", 0.25),
+        ({"zero_stage": "fsdp", "tp": "1"}, "zero_stage", 3),
+        ({"zero_stage": "fsdp2", "tp": "1"}, "zero_stage", 3),
+        ({"zero_stage": "dist-opt"}, "zero_stage", 1),
+        ({"zero_stage": "ZeRO-2", "tp": "1"}, "zero_stage", 2),
+        ({"dtype": "mxfp8"}, "dtype", "fp8"),
         ({"recompute": "full (uniform 1)"}, "recompute", "full"),
         ({"sp": "0"}, "sequence_parallel", False),
         ({"sp": "1", "flash": "0"}, "sequence_parallel", True),
@@ -96,12 +102,28 @@ def test_the_words_of_a_table_are_understood(
         ("NVIDIA/dgxc-benchmarking v25", "1", "nemo"),
         ("NVIDIA/dgxc-benchmarking maxtext/README", "1", "jax-fsdp"),
         ("huggingface nanotron grid", "1", "nanotron"),
+        ("pytorch/torchtitan docs", "1", "fsdp"),
         ("nobody knows", "1", "megatron-fused"),
         ("nobody knows", "0", "megatron-2021"),
     ],
 )
 def test_stacks_are_recognised(tmp_path: Path, source: str, flash: str, name: str) -> None:
     assert one(tmp_path, source=source, flash=flash).backend.name == name
+
+
+def test_an_unnamed_mlp_follows_from_its_width(tmp_path: Path) -> None:
+    assert one(tmp_path, mlp="").spec.mlp == "swiglu"
+    assert one(tmp_path, mlp="", ffn_hidden="16384").spec.mlp == "gelu"
+
+
+def test_reserved_memory_counts_the_cache(tmp_path: Path) -> None:
+    cells = {"peak_mem_gib": "40", "iter_time_best_s": "3"}
+    found: dict[str, float] = {}
+    for kind in ("torch max allocated", "torch max reserved", "nvidia-smi"):
+        row = one(tmp_path, **cells, mem_kind=kind)
+        found[kind] = predict([row])[0].memory_bytes
+    assert list(found.values()) == sorted(found.values())
+    assert len(set(found.values())) == 3
 
 
 def test_node_bandwidth_comes_from_the_notes(tmp_path: Path) -> None:
@@ -115,7 +137,7 @@ def test_node_bandwidth_comes_from_the_notes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "cells",
     [
-        {"hidden": ""}, {"hidden": "0"}, {"hidden": "wide"}, {"gpu": "TPUv4"}, {"mlp": ""},
+        {"hidden": ""}, {"hidden": "0"}, {"hidden": "wide"}, {"gpu": "TPUv4"},
         {"dtype": "nvfp4"}, {"heads": "-3"}, {"micro_batch": ""}, {"kv_heads": "5"},
     ],
 )  # fmt: skip

@@ -121,6 +121,8 @@ def _predict_row(row: Row, profile: Profile) -> Prediction:
     memory = estimate_memory(row.spec, row.layout, row.cluster, row.backend)
     if row.memory_kind == "allocated":
         counted = memory.allocated_peak
+    elif row.memory_kind == "reserved":
+        counted = max(stage.allocated + stage.fragmentation for stage in memory.stages)
     else:
         counted = max(stage.total for stage in memory.stages[: _stages_of_first_node(row)])
     return Prediction(row, step.total, counted, memory.fits(row.cluster))

@@ -19,7 +19,7 @@ from fastllm_planner.errors import UserError
 from fastllm_planner.hardware import GIB, Cluster, gpu
 from fastllm_planner.layout import Layout, Recompute
 
-MemoryKind = Literal["allocated", "device", "oom", "none"]
+MemoryKind = Literal["allocated", "reserved", "device", "oom", "none"]
 REQUIRED_COLUMNS = ("series", "layers", "hidden", "gpu", "n_gpus", "global_batch", "complete")
 # ``complete``: 2 where architecture, layout, batch and recomputation are all known
 FULLY_KNOWN = 2.0
@@ -126,10 +126,15 @@ def _float(cell: Mapping[str, str], key: str) -> float | None:
 
 
 def _spec(cell: Mapping[str, str]) -> ArchSpec:
-    """Dense decoder from the table's dimensions. Non-gated MLPs are taken as GPT's, with biases."""
+    """Dense decoder from the table's dimensions.
+
+    GELU means GPT: biases, LayerNorm, learned positions. An MLP that is not named is GELU at four
+    times the hidden size and gated at any other width.
+    """
     hidden, heads = _int(cell, "hidden"), _int(cell, "heads")
-    gated = cell.get("mlp", "") not in ("gelu", "relu", "relu2")
-    gpt = cell.get("mlp", "") == "gelu"
+    width = _int(cell, "ffn_hidden")
+    mlp = cell.get("mlp") or ("gelu" if width == 4 * hidden else "swiglu")
+    gated, gpt = mlp not in ("gelu", "relu", "relu2"), mlp == "gelu"
     return ArchSpec(
         family="gpt2" if gpt else "llama",
         layers=_int(cell, "layers"),
@@ -137,7 +142,7 @@ def _spec(cell: Mapping[str, str]) -> ArchSpec:
         heads=heads,
         kv_heads=_int(cell, "kv_heads", heads),
         head_dim=2 * round(hidden / heads / 2),
-        ffn_hidden=_int(cell, "ffn_hidden"),
+        ffn_hidden=width,
         vocab=_int(cell, "vocab"),
         max_seq_len=_int(cell, "seq_len"),
         mlp="swiglu" if gated else "gelu",
@@ -158,11 +163,9 @@ def _layout(
     devices = _int(cell, "n_gpus")
     # Where the table disagrees with itself, the number of devices is what was counted.
     dp = max(1, devices // (tp * pp * cp))
-    dtype = cell.get("dtype") or "bf16"
+    dtype = (cell.get("dtype") or "bf16").removeprefix("mx")
     if dtype not in ("bf16", "fp16", "fp32", "fp8"):
         raise RowError(f"dtype {dtype} is not modelled")
-    if cell.get("mlp", "") == "" and spec.moe is None:
-        raise RowError("the MLP kind is not given")
     recompute, share = _recompute(cell.get("recompute", ""))
     ranks = dp * cp
     return Layout(
@@ -194,6 +197,8 @@ def _sequence_parallel(cell: Mapping[str, str], flash: bool) -> bool:
 def _recompute(text: str) -> tuple[Recompute, float]:
     if text.startswith("selective") and "every other" in text:
         return "full", 0.5
+    if text.startswith("selective") and (found := re.search(r"(\d+)\s*/\s*(\d+)", text)):
+        return "full", min(1.0, int(found.group(1)) / max(1, int(found.group(2))))
     for kind in ("full", "selective"):
         if text.startswith(kind):
             return kind, 1.0
@@ -202,9 +207,9 @@ def _recompute(text: str) -> tuple[Recompute, float]:
 
 def _zero_stage(text: str) -> int:
     """``dist-opt(1)``, ``fsdp(3)``, ``1+ (varies)``, ``2``: digit in parentheses, or the first."""
-    found = re.search(r"\((\d)\)", text) or re.search(r"\d", text)
+    found = re.search(r"\((\d)\)", text) or re.search(r"(?<!fsdp)\d", text)
     if found is None:
-        return 0
+        return 3 if "sdp" in text else 1 if "dist" in text else 0
     return min(3, int(found.group(found.lastindex or 0)))
 
 
@@ -239,12 +244,15 @@ def _seconds(cell: Mapping[str, str], layout: Layout) -> float | None:
 
 
 def _memory(cell: Mapping[str, str]) -> tuple[float | None, MemoryKind]:
-    """Peak in bytes and what it counts: torch's allocator, or everything on the device."""
+    """Peak in bytes and what it counts: torch's tensors, its cache, or all of the device."""
     kind = cell.get("mem_kind", "")
     if kind.upper().startswith("OOM"):
         return None, "oom"
     value = _float(cell, "peak_mem_gib")
     if value is None:
         return None, "none"
-    allocated = "alloc" in kind.lower() or "torch" in kind.lower()
+    words = kind.lower()
+    if "reserved" in words:
+        return value * GIB, "reserved"
+    allocated = "alloc" in words or "torch" in words
     return value * GIB, "allocated" if allocated else "device"
