@@ -23,6 +23,7 @@ from fastllm_planner.arch import (
 )
 from fastllm_train.errors import UserError
 from fastllm_train.models.decoder import (
+    Block,
     Decoder,
     TrainingModel,
     assert_parameters,
@@ -199,6 +200,7 @@ def test_alibi_and_normalised_head_equal_their_formulas(heads: int) -> None:
     model = built(spec)
     tokens, positions, _ = batch(spec)
     block = model.model.layers[0]
+    assert isinstance(block, Block)
     x = model.model.embed_tokens(tokens)
     normed = block.input_layernorm(x)
     q, k, v = (
@@ -248,8 +250,8 @@ def test_balance_loss_equals_hugging_face_and_enters_the_objective() -> None:
     tokens, positions, labels = batch(spec)
     mask = torch.ones(labels.shape)
     logits: list[torch.Tensor] = []
-    router = model.model.layers[0].mlp.router
-    router.register_forward_hook(lambda _m, _i, out: logits.append(out))
+    router = model.model.layers[0].get_submodule("mlp.router")
+    router.register_forward_hook(lambda _m, _i, out: logits.append(out))  # type: ignore[arg-type]
     loss = model(tokens, positions, labels, mask)
     logit = (logits[0].detach(),)
     expected = load_balancing_loss_func(logit, spec.moe.experts, spec.moe.active_experts)

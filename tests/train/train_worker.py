@@ -27,8 +27,14 @@ def run_layouts(configs: dict[str, Config], folder: Path) -> dict[str, Trajector
     (world_size,) = sizes
     listing = folder / "configs.json"
     listing.write_text(json.dumps({name: to_table(c) for name, c in configs.items()}))
+    run_ranks([__file__, str(listing), str(folder)], world_size)
+    return {name: _read(folder / f"{name}.pt") for name in configs}
+
+
+def run_ranks(arguments: list[str], world_size: int) -> None:
+    """Run a Python script as the ranks of a job; fails with the log of a rank that failed."""
     port = free_port()
-    command = [sys.executable, __file__, str(listing), str(folder)]
+    command = [sys.executable, *arguments]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     workers = [
         subprocess.Popen(
@@ -43,7 +49,6 @@ def run_layouts(configs: dict[str, Config], folder: Path) -> dict[str, Trajector
     logs = [worker.communicate(timeout=300)[0] for worker in workers]
     for worker, log in zip(workers, logs, strict=True):
         assert worker.returncode == 0, log[-4000:]
-    return {name: _read(folder / f"{name}.pt") for name in configs}
 
 
 def _read(path: Path) -> Trajectory:
@@ -66,7 +71,7 @@ def _run(config: Config) -> dict[str, Any]:
             consumed,
             config.batch,
             config.parallel.dp,
-            torch.distributed.get_rank(),
+            config.parallel.dp_rank(torch.distributed.get_rank()),
             spec.vocab,
         )
         lr = learning_rate(config.schedule, config.optim.lr, step)

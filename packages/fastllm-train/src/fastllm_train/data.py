@@ -8,9 +8,9 @@ costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from fastllm_train.errors import UserError
 if TYPE_CHECKING:
     from fastllm_train.layout import BatchConfig
 
-Sample = dict[str, NDArray[np.generic]]
+Sample = Mapping[str, Any]  # of NDArray
 FIELDS = ("tokens", "labels", "loss_mask", "position_ids")
 
 
@@ -50,7 +50,7 @@ class SampleSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int, /) -> Sample:
         """Arrays of FIELDS, each [seq_len]."""
         ...
 

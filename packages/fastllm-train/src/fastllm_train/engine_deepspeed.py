@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fastllm_planner.arch import ArchSpec
+from fastllm_planner.arch import ArchSpec, iter_params
 from fastllm_train.config import Config
 from fastllm_train.data import MicroBatch
 from fastllm_train.deepspeed_config import deepspeed_config, effective_zero_stage
@@ -25,6 +26,13 @@ from fastllm_train.engine import StepOutcome
 from fastllm_train.models.decoder import Decoder, TrainingModel, assert_parameters
 from fastllm_train.models.initialise import initialise
 from fastllm_train.optimizer import build_optimizer, parameter_groups
+from fastllm_train.tensor_parallel.apply import (
+    cut_to_rank,
+    join_from_ranks,
+    mark_sharded,
+    parallelise,
+)
+from fastllm_train.tensor_parallel.mesh import build_mesh
 
 STATE_KEY = "fastllm"
 
@@ -49,34 +57,47 @@ def import_deepspeed(device: str) -> ModuleType:
 
 
 class DeepSpeedEngine:
-    """See ``Engine``. Data-parallel only: tensor and pipeline sizes are 1."""
+    """See ``Engine``. Data and tensor parallel; one pipeline stage."""
 
     def __init__(self, config: Config, spec: ArchSpec, device: str) -> None:
         deepspeed = import_deepspeed(device)
-        self._config = config
+        self._spec = spec
         self._device = torch.device(device)
         self._stage, _ = effective_zero_stage(config)
+        self._mesh = build_mesh(config.parallel)
         settings = deepspeed_config(config)
-        sharded = self._stage == 3
-        dtype = config.precision.torch_dtype
+        self._model = self._build(config, settings)
+        groups = parameter_groups(self._model.named_parameters(), config.optim.weight_decay)
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=self._model,
+            optimizer=build_optimizer(config.optim, groups),
+            config=settings,
+            mpu=self._mesh if self._mesh.tp > 1 else None,
+            dist_init_required=False,
+        )
+
+    def _build(self, config: Config, settings: dict[str, Any]) -> TrainingModel:
+        """The model of this rank with its initial weights, on its device and in its dtype."""
+        import deepspeed
+
+        spec, mesh = self._spec, self._mesh
+        # Under ZeRO-3 modules are sharded as they are made. A tensor-parallel model is cut first.
         # No dtype argument: where fp16 is unsupported (CPU), DeepSpeed 0.19 takes bf16 whatever it
         # says (`dtype or fp16 if supported else bf16`); from the configuration it reads it right.
+        sharded = self._stage == 3 and mesh.tp == 1
         construct = deepspeed.zero.Init(config_dict_or_path=settings) if sharded else nullcontext()
         with construct:
             model = TrainingModel(Decoder(spec, recompute=config.parallel.recompute))
         assert_parameters(model, spec)
-        self._gather = deepspeed.zero.GatheredParameters
-        gather = (lambda p: self._gather([p], modifier_rank=0)) if sharded else None
-        initialise(model, spec, config.run.seed, gather)
-        model.to(device=self._device, dtype=dtype)
-        groups = parameter_groups(model.named_parameters(), config.optim.weight_decay)
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=model,
-            optimizer=build_optimizer(config.optim, groups),
-            config=settings,
-            dist_init_required=False,
-        )
-        self._model = model
+        cut = None
+        if mesh.tp > 1:
+            parallelise(model, spec, mesh, sequence_parallel=config.parallel.sequence_parallel)
+            mark_sharded(model, spec, mesh)
+            cut = partial(cut_to_rank, spec, mesh)
+        gathered = deepspeed.zero.GatheredParameters
+        gather = (lambda p: gathered([p], modifier_rank=0)) if sharded else None
+        initialise(model, spec, config.run.seed, gather, cut)
+        return model.to(device=self._device, dtype=config.precision.torch_dtype)
 
     def train_step(self, batches: Sequence[MicroBatch], lr: float, *, stop: bool) -> StepOutcome:
         """One step. Gradients are those of Σ w·loss / Σ w over the **global** batch: weights are
@@ -84,7 +105,7 @@ class DeepSpeedEngine:
         clock = _Clock(self._device)
         weight = self._global_sum([sum(float(b.loss_mask.sum()) for b in batches)])[0]
         # DeepSpeed averages over ranks and micro-batches; this makes it the global mean.
-        scale = dist.get_world_size() * len(batches) / max(weight, 1.0)
+        scale = self._mesh.dp * len(batches) / max(weight, 1.0)
         norm: float | None = None
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         for batch in batches:
@@ -126,25 +147,33 @@ class DeepSpeedEngine:
     def master_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         from deepspeed.utils import safe_get_full_fp32_param
 
+        by_name = {p.name: p for p in iter_params(self._spec)}
         for name, param in self._model.named_parameters():
             value = param.detach() if self._stage == 0 else safe_get_full_fp32_param(param)
             assert value is not None, name
-            shape = getattr(param, "ds_shape", param.shape)
-            yield name, value.detach().float().cpu().reshape(shape).clone()
+            value = value.detach().float().reshape(getattr(param, "ds_shape", param.shape))
+            yield name, join_from_ranks(self._spec, self._mesh, by_name[name], value).cpu()
 
     def _to_device(self, array: Any) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
 
     def _global_sum(self, values: Sequence[float]) -> list[float]:
+        """Sums over the replicas; ranks of one replica must agree on their values (or, for a flag,
+        one suffices: the sum is then above zero on all)."""
         packed = torch.tensor(values, dtype=torch.float64, device=self._device)
         dist.all_reduce(packed)
-        return packed.tolist()
+        return (packed / self._mesh.tp).tolist()
 
     def _norm_of_gradients(self) -> float:
-        """ZeRO-0 reports no norm. The gradients are already reduced, hence equal on every rank."""
-        grads = [p.grad for p in self._model.parameters() if p.grad is not None]
-        norms = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in grads])
-        return math.sqrt(float(norms.double().square().sum()))
+        """ZeRO-0 reports no norm. The gradients are already reduced over the replicas; of a tensor
+        that tensor-parallel ranks hold in copies, one rank's counts."""
+        first = self._mesh.tp_rank == 0
+        squares = torch.zeros((), dtype=torch.float64, device=self._device)
+        for param in self._model.parameters():
+            if param.grad is not None and (first or hasattr(param, "tensor_model_parallel")):
+                squares += torch.linalg.vector_norm(param.grad, dtype=torch.float32).double() ** 2
+        dist.all_reduce(squares, group=self._mesh.tp_group)
+        return math.sqrt(float(squares))
 
 
 class _Clock:

@@ -38,6 +38,11 @@ class ParallelConfig:
         if self.zero_stage not in (0, 1, 2, 3):
             raise UserError(f"parallel.zero_stage={self.zero_stage}", hint="use 0, 1, 2 or 3")
 
+    def dp_rank(self, rank: int) -> int:
+        """Which replica of the model process ``rank`` belongs to; tensor-parallel ranks are
+        neighbours."""
+        return rank // self.tp
+
     @property
     def world_size(self) -> int:
         """Processes of the job (one device each)."""

@@ -126,7 +126,7 @@ class _Run:
                 consumed,
                 config.batch,
                 config.parallel.dp,
-                dist.get_rank(),
+                config.parallel.dp_rank(dist.get_rank()),
                 self.spec.vocab,
             )
             data_s = time.perf_counter() - start

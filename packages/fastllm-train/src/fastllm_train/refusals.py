@@ -16,6 +16,7 @@ def refuse(config: Config, spec: ArchSpec) -> None:
     check_supported(spec)
     _sizes(config, spec)
     _parallel(config)
+    _tensor_parallel(config, spec)
     _zero(config)
 
 
@@ -47,7 +48,6 @@ def _parallel(config: Config) -> None:
             hint="set parallel.virtual_stages=1",
         )
     for name, what in (
-        ("tp", "tensor parallelism"),
         ("pp", "pipeline parallelism"),
         ("cp", "context parallelism"),
         ("ep", "expert parallelism"),
@@ -58,11 +58,37 @@ def _parallel(config: Config) -> None:
                 f"parallel.{name}={size}: {what} is not available in this version",
                 hint=f"set parallel.{name}=1 and raise parallel.dp",
             )
-    if parallel.sequence_parallel:
+
+
+def _tensor_parallel(config: Config, spec: ArchSpec) -> None:
+    tp, sequence_parallel = config.parallel.tp, config.parallel.sequence_parallel
+    if tp == 1:
+        if sequence_parallel:
+            raise UserError(
+                "parallel.sequence_parallel shards activations over tensor-parallel ranks: "
+                "parallel.tp=1 has none",
+                hint="set parallel.sequence_parallel=false",
+            )
+        return
+    if spec.moe is not None:
         raise UserError(
-            "parallel.sequence_parallel shards activations over tensor-parallel ranks: "
-            f"parallel.tp={parallel.tp} has none",
-            hint="set parallel.sequence_parallel=false",
+            f"parallel.tp={tp}: experts cannot be cut over tensor-parallel ranks in this version",
+            hint="set parallel.tp=1",
+        )
+    for size, what in (
+        (spec.heads, "heads"),
+        (spec.ffn_hidden, "MLP columns"),
+        (spec.vocab, "vocabulary entries"),
+        *([(config.batch.seq_len, "tokens of a sequence")] if sequence_parallel else []),
+    ):
+        if size % tp:
+            sizes = ", ".join(str(n) for n in range(1, min(size, 64) + 1) if size % n == 0)
+            raise UserError(
+                f"parallel.tp={tp} does not divide {size} {what}", hint=f"use one of {sizes}"
+            )
+    if spec.kv_heads % tp and tp % spec.kv_heads:
+        raise UserError(
+            f"parallel.tp={tp} and {spec.kv_heads} key/value heads: neither divides the other"
         )
 
 

@@ -81,14 +81,16 @@ class Attention(nn.Module):
         self.windowed = layer >= spec.full_attention_layers
         self.recompute_core = recompute_core
         self.first_head = 0
-        self.q_proj = nn.Linear(spec.hidden, spec.q_size, bias=spec.qkv_bias)
-        self.k_proj = nn.Linear(spec.hidden, spec.kv_size, bias=spec.qkv_bias)
-        self.v_proj = nn.Linear(spec.hidden, spec.kv_size, bias=spec.qkv_bias)
+        # Typed as modules, here and below: tensor parallelism puts others in their place.
+        self.q_proj: nn.Module = nn.Linear(spec.hidden, spec.q_size, bias=spec.qkv_bias)
+        self.k_proj: nn.Module = nn.Linear(spec.hidden, spec.kv_size, bias=spec.qkv_bias)
+        self.v_proj: nn.Module = nn.Linear(spec.hidden, spec.kv_size, bias=spec.qkv_bias)
         if spec.qk_norm:
             self.q_norm = build_norm(spec, spec.head_dim)
             self.k_norm = build_norm(spec, spec.head_dim)
         self.qk_norm = spec.qk_norm
-        self.o_proj = nn.Linear(spec.q_size, spec.hidden, bias=spec.attention_out_bias)
+        out_bias = spec.attention_out_bias
+        self.o_proj: nn.Module = nn.Linear(spec.q_size, spec.hidden, bias=out_bias)
 
     def forward(self, x: Tensor, where: Positions) -> Tensor:
         q_BASD = self._heads(self.q_proj(x))

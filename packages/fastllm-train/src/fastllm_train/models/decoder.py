@@ -5,6 +5,7 @@ Shapes: B batch, S sequence, H hidden, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ from fastllm_train.models.attention import Attention, Positions, positions
 from fastllm_train.models.mlp import MixtureOfExperts, build_mlp
 from fastllm_train.models.norm import build_norm, widened
 from fastllm_train.models.supported import check_supported
+
+CrossEntropy = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Loss(NamedTuple):
@@ -53,9 +56,9 @@ class Trunk(nn.Module):
         check_supported(spec)
         self.spec = spec
         self.recompute_blocks = recompute == "full"
-        self.embed_tokens = nn.Embedding(spec.vocab, spec.hidden)
+        self.embed_tokens: nn.Module = nn.Embedding(spec.vocab, spec.hidden)
         if spec.position == "learned":
-            self.embed_positions = nn.Embedding(spec.max_seq_len, spec.hidden)
+            self.embed_positions: nn.Module = nn.Embedding(spec.max_seq_len, spec.hidden)
         self.layers = nn.ModuleList(
             Block(spec, layer, recompute_core=recompute == "selective")
             for layer in range(spec.layers)
@@ -92,7 +95,9 @@ class Decoder(nn.Module):
         head = NormHead if spec.norm_head else nn.Linear
         self.lm_head = head(spec.hidden, spec.vocab, bias=False)
         if spec.tied_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
+            embedding = self.model.embed_tokens
+            assert isinstance(embedding, nn.Embedding)
+            self.lm_head.weight = embedding.weight
 
     def forward(self, tokens: Tensor, position_ids: Tensor) -> Tensor:
         """Logits [B, S, V] in the model's dtype, for int64 [B, S] inputs."""
@@ -107,13 +112,14 @@ class TrainingModel(nn.Module):
         self.spec = decoder.spec
         self.model = decoder.model
         self.lm_head = decoder.lm_head
+        self.cross_entropy: CrossEntropy = summed_cross_entropy
 
     def forward(
         self, tokens: Tensor, position_ids: Tensor, labels: Tensor, loss_mask: Tensor
     ) -> Loss:
         """Weighted sums over the tokens; the caller divides by the global batch's weight."""
         logits = self.lm_head(self.model(tokens, position_ids))
-        cross_entropy = summed_cross_entropy(logits, labels, loss_mask)
+        cross_entropy = self.cross_entropy(logits, labels, loss_mask)
         objective = cross_entropy
         if self.spec.moe is not None and self.spec.moe.aux_loss_coef:
             coefficient = self.spec.moe.aux_loss_coef

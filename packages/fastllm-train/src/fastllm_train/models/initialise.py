@@ -36,15 +36,22 @@ def initial_value(spec: ArchSpec, param: ParamSpec, seed: int) -> torch.Tensor:
 
 
 Gather = Callable[[torch.nn.Parameter], AbstractContextManager[object]]
+Cut = Callable[[ParamSpec, torch.Tensor], torch.Tensor]
 
 
 def initialise(
-    model: torch.nn.Module, spec: ArchSpec, seed: int, gather: Gather | None = None
+    model: torch.nn.Module,
+    spec: ArchSpec,
+    seed: int,
+    gather: Gather | None = None,
+    cut: Cut | None = None,
 ) -> None:
-    """Fill every parameter of ``model``. ``gather`` makes a ZeRO-3 shard whole and writable."""
+    """Fill every parameter of ``model``. ``gather`` makes a ZeRO-3 shard whole and writable;
+    ``cut`` takes this rank's part of a whole value (tensor parallelism)."""
     by_name = {p.name: p for p in iter_params(spec)}
     whole = gather if gather is not None else lambda _: nullcontext()
     with torch.no_grad():
         for name, param in model.named_parameters():
             with whole(param):
-                param.copy_(initial_value(spec, by_name[name], seed))
+                value = initial_value(spec, by_name[name], seed)
+                param.copy_(value if cut is None else cut(by_name[name], value))

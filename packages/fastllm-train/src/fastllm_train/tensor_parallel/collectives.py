@@ -1,0 +1,105 @@
+"""Differentiable collectives over the tensor-parallel group.
+
+Activations are [B, S, H]; "sequence" collectives act on dimension 1. Each function's backward pass
+is the transpose of its forward pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+
+# torch 2.13 renamed the one-tensor collectives and warns about the old names.
+_all_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+SEQUENCE = 1
+
+
+def _all_reduced(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=group)
+    return total
+
+
+def _gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    front = x.movedim(SEQUENCE, 0).contiguous()
+    whole = front.new_empty(front.shape[0] * group.size(), *front.shape[1:])
+    _all_gather_into(whole, front, group=group)
+    return whole.movedim(0, SEQUENCE)
+
+
+def _scattered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    front = x.movedim(SEQUENCE, 0).contiguous()
+    part = front.new_empty(front.shape[0] // group.size(), *front.shape[1:])
+    _reduce_scatter(part, front, group=group)
+    return part.movedim(0, SEQUENCE)
+
+
+class _SumGradient(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return _all_reduced(grads[0], ctx.group), None
+
+
+class _Sum(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        del ctx
+        return _all_reduced(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        del ctx
+        return grads[0], None
+
+
+class _GatherSequence(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _gathered(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return _scattered(grads[0], ctx.group), None
+
+
+class _ScatterSequence(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _scattered(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return _gathered(grads[0], ctx.group), None
+
+
+def sum_gradient(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """x itself; its gradient is summed over the ranks, each of which computed a part of it."""
+    return _SumGradient.apply(x, group)  # type: ignore[no-any-return]
+
+
+def sum_over_ranks(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Σ x over the ranks, on every rank."""
+    return _Sum.apply(x, group)  # type: ignore[no-any-return]
+
+
+def gather_sequence(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[B, S/tp, H] on each rank → the whole [B, S, H]; gradients are summed and cut again."""
+    return _GatherSequence.apply(x, group)  # type: ignore[no-any-return]
+
+
+def scatter_sequence(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Σ over the ranks of [B, S, H], of which each keeps its [B, S/tp, H]."""
+    return _ScatterSequence.apply(x, group)  # type: ignore[no-any-return]
