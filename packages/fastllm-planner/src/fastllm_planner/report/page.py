@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
-from statistics import median
 from typing import Any
 
 from fastllm_planner import __version__
+from fastllm_planner.accuracy import accuracy_sentence
 from fastllm_planner.efficiency import shipped_cells
 from fastllm_planner.emit import train_toml
 from fastllm_planner.errors import UserError
@@ -220,19 +220,13 @@ def _assumptions(job: Job) -> str:
 
 
 def _measured_error(job: Job) -> str:
-    """What published runs say about the time model on this backend, before it is corrected."""
-    cells = shipped_cells()
-    own = [cell for cell in cells if cell.backend == job.backend.name]
-    rows = sum(cell.rows for cell in cells)
-    series = len({cell.series for cell in cells})
-    sentence = f"Times are fitted to {rows:,} published runs of {series} series"
-    if not own:
-        return f"{sentence}, none of them of backend {job.backend.name}."
-    error = median(abs(cell.log_ratio) for cell in own)
-    return (
-        f"{sentence}; on the {len({c.series for c in own})} of backend {job.backend.name} the "
-        f"uncorrected model is {100 * error:.0f}% off (median series)."
-    )
+    """How far the model was from published runs, and whether this backend was among them."""
+    own = {cell.series for cell in shipped_cells() if cell.backend == job.backend.name}
+    if own:
+        among = f"{len(own)} of the series ran backend {job.backend.name}."
+    else:
+        among = f"None of them ran backend {job.backend.name}."
+    return f"{accuracy_sentence()} {among}"
 
 
 def _data(found: Answer) -> str:
