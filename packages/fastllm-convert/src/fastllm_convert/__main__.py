@@ -9,6 +9,12 @@ import traceback
 import click
 
 from fastllm_convert import __version__
+from fastllm_convert.commands.aliases import (
+    deepspeed_to_hf,
+    deepspeed_to_megatron,
+    hf_to_megatron,
+    meta_to_hf,
+)
 from fastllm_convert.commands.inspect import inspect
 from fastllm_convert.commands.plan import plan
 from fastllm_convert.commands.run import run
@@ -33,7 +39,8 @@ def cli(debug: bool) -> None:
     del debug  # main() looks at the command line itself: errors may come before parsing
 
 
-for _command in (run, plan, inspect, verify):
+_ALIASES = (meta_to_hf, hf_to_megatron, deepspeed_to_megatron, deepspeed_to_hf)
+for _command in (run, plan, inspect, verify, *_ALIASES):
     cli.add_command(_command)
 
 

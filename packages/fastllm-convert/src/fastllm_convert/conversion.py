@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,16 +11,33 @@ from fastllm_convert.checkpoint import Checkpoint
 from fastllm_convert.dtypes import cast_target
 from fastllm_convert.engine.plan import Plan
 from fastllm_convert.errors import UserError
-from fastllm_convert.formats import deepspeed, hf, hf_writer
+from fastllm_convert.formats import (
+    deepspeed,
+    deepspeed_writer,
+    hf,
+    hf_writer,
+    megatron,
+    megatron_deepspeed,
+    megatron_writer,
+    meta,
+    meta_writer,
+    torch_dist,
+    universal,
+)
+from fastllm_convert.formats.megatron_names import DIALECTS, DialectName, QkvLayout
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How to read. ``format`` None: detect."""
+    """How to read; each reader takes what concerns it. ``format`` None: detect."""
 
     format: str | None = None
     config: Path | None = None
     weights: deepspeed.Weights = "model"
+    qkv: QkvLayout | None = None
+    vocab_size: int | None = None
+    max_seq_len: int | None = None
+    rope_factor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -29,35 +47,98 @@ class TargetOptions:
     format: str
     dtype: str | None = None
     shard_bytes: int = hf_writer.DEFAULT_SHARD_BYTES
+    tp: int = 1
+    pp: int = 1
+    vp: int = 1
+    vocab_multiple: int = 128
+    dialect: DialectName = "core"
+    qkv: QkvLayout = "interleaved"
+
+
+Reader = Callable[[Path, SourceOptions], Checkpoint]
+
+READERS: dict[str, tuple[Callable[[Path], bool], Reader]] = {
+    "hf": (hf.recognises, lambda path, _: hf.read(path)),
+    "meta": (
+        meta.recognises,
+        lambda path, o: meta.read(path, max_seq_len=o.max_seq_len, rope_factor=o.rope_factor),
+    ),
+    "universal": (
+        universal.recognises,
+        lambda path, o: universal.read(path, config=o.config, vocab_size=o.vocab_size, qkv=o.qkv),
+    ),
+    "torch_dist": (
+        torch_dist.recognises,
+        lambda path, o: torch_dist.read(path, config=o.config, vocab_size=o.vocab_size),
+    ),
+    "deepspeed": (
+        deepspeed.recognises,
+        lambda path, o: deepspeed.read(path, weights=o.weights, config=o.config),
+    ),
+    "megatron-deepspeed": (
+        megatron_deepspeed.recognises,
+        lambda path, o: megatron_deepspeed.read(
+            path, weights=o.weights, config=o.config, vocab_size=o.vocab_size, qkv=o.qkv
+        ),
+    ),
+    "megatron": (
+        megatron.recognises,
+        lambda path, o: megatron.read(path, config=o.config, vocab_size=o.vocab_size, qkv=o.qkv),
+    ),
+}
 
 
 def detect(path: Path) -> str:
     """The format of a folder. Raises ``UserError`` when it is none, or is missing."""
-    if not path.exists():
-        raise UserError(f"{path} does not exist")
-    if not path.is_dir():
-        raise UserError(f"{path} is a file: name the checkpoint's folder")
-    if hf.recognises(path):
-        return "hf"
-    if deepspeed.recognises(path):
-        return "deepspeed"
+    for name, (recognises, _) in READERS.items():
+        if recognises(path):
+            return name
     raise UserError(
         f"{path} holds no checkpoint of a known format",
-        hint="looked for model.safetensors, pytorch_model.bin, latest + mp_rank_*_model_states.pt",
+        hint="known: Hugging Face, Meta (params.json), DeepSpeed (latest), Megatron-LM (iter_*)",
     )
 
 
 def read_source(path: Path, options: SourceOptions) -> Checkpoint:
     """Headers and pickles only; every name and shape is checked."""
-    found = options.format or detect(path)
     if not path.is_dir():
-        raise UserError(f"{path} does not exist" if not path.exists() else f"{path} is a file")
-    if found == "hf":
-        return hf.read(path)
-    return deepspeed.read(path, weights=options.weights, config=options.config)
+        raise UserError(
+            f"{path} is a file: name the checkpoint's folder"
+            if path.exists()
+            else f"{path} does not exist"
+        )
+    _, read = READERS[options.format or detect(path)]
+    return read(path, options)
 
 
 def make_plan(source: Checkpoint, options: TargetOptions) -> Plan:
     """What ``options`` write from ``source``."""
     dtype = cast_target(options.dtype) if options.dtype is not None else source.rounded
-    return hf_writer.plan(source, dtype=dtype, shard_bytes=options.shard_bytes, version=__version__)
+    if options.format == "hf":
+        _refuse_parallel(options)
+        return hf_writer.plan(
+            source, dtype=dtype, shard_bytes=options.shard_bytes, version=__version__
+        )
+    if options.format == "meta":
+        if (options.pp, options.vp) != (1, 1):
+            raise UserError("Meta's format has no pipeline stages", hint="drop --pp and --vp")
+        return meta_writer.plan(source, shards=options.tp, dtype=dtype)
+    parallel = megatron_writer.Parallel(options.tp, options.pp, options.vp, options.vocab_multiple)
+    if options.format == "deepspeed":
+        _refuse_parallel(options)
+        return deepspeed_writer.plan(source, dtype=dtype)
+    if options.format == "megatron-deepspeed":
+        return deepspeed_writer.plan_pipeline(
+            source, parallel=parallel, dtype=dtype, qkv=options.qkv
+        )
+    return megatron_writer.plan(
+        source, parallel=parallel, dialect=DIALECTS[options.dialect], dtype=dtype
+    )
+
+
+def _refuse_parallel(options: TargetOptions) -> None:
+    if (options.tp, options.pp, options.vp) != (1, 1, 1):
+        raise UserError(
+            f"--to {options.format} has one file for the whole model",
+            hint="--tp and --pp belong to megatron, megatron-deepspeed and (tp) meta",
+        )

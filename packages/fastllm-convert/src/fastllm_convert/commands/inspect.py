@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import click
 
@@ -12,6 +12,7 @@ from fastllm_convert.commands.options import (
     human_bytes,
     json_option,
     path_argument,
+    read_options,
     source_options,
 )
 
@@ -23,11 +24,9 @@ from fastllm_convert.commands.options import (
 @json_option
 def inspect(
     src: Path,
-    source_format: str | None,
-    config: Path | None,
-    weights: Literal["model", "master"],
     list_tensors: bool,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Say what the checkpoint SRC holds, checked against its architecture.
 
@@ -35,11 +34,11 @@ def inspect(
     Example:
       fastllm-convert inspect my-model-hf --tensors
     """
-    from fastllm_convert.conversion import SourceOptions, read_source
+    from fastllm_convert.conversion import read_source
     from fastllm_convert.engine.plan import sources_of
     from fastllm_planner.arch import count_params, spec_to_dict
 
-    source = read_source(src, SourceOptions(source_format, config, weights))
+    source = read_source(src, read_options(given))
     spec = source.spec
     files = sources_of(list(source.tensors.values()))
     types: dict[str, int] = {}

@@ -7,63 +7,136 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from fastllm_convert.errors import UserError
 
+if TYPE_CHECKING:
+    from fastllm_convert.conversion import SourceOptions, TargetOptions
+
 F = TypeVar("F", bound=Callable[..., Any])
 
-FORMATS = ("hf", "deepspeed")
-TARGETS = ("hf",)
+FORMATS = (
+    "hf",
+    "meta",
+    "deepspeed",
+    "megatron-deepspeed",
+    "universal",
+    "megatron",
+    "torch_dist",
+)
+TARGETS = ("hf", "meta", "megatron", "deepspeed", "megatron-deepspeed")
 
 
 def path_argument(name: str) -> Callable[[F], F]:
     return click.argument(name, type=click.Path(path_type=Path))
 
 
+_SOURCE = [
+    click.option(
+        "--from", "source_format", type=click.Choice(FORMATS), help="Source format [detected]."
+    ),
+    click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        help="config.json of the model, when the source has none or a wrong one.",
+    ),
+    click.option(
+        "--weights",
+        type=click.Choice(["model", "master"]),
+        default="model",
+        show_default=True,
+        help="DeepSpeed: the weights the model used, or the fp32 masters.",
+    ),
+    click.option(
+        "--qkv-layout",
+        type=click.Choice(["auto", "interleaved", "concat"]),
+        default="auto",
+        show_default=True,
+        help="Megatron: row order of the fused q, k, v.",
+    ),
+    click.option("--vocab-size", type=click.IntRange(1), help="Megatron: rows without padding."),
+    click.option("--max-seq-len", type=click.IntRange(1), help="Meta: context length."),
+    click.option("--rope-factor", type=float, help="Meta: factor of use_scaled_rope."),
+]
+_TARGET = [
+    click.option("--to", "target", type=click.Choice(TARGETS), required=True),
+    click.option("--dtype", help="Cast weights: bf16, fp16 or fp32 [kept as stored]."),
+    click.option("--tp", type=click.IntRange(1), default=1, help="Tensor-parallel size, shards."),
+    click.option("--pp", type=click.IntRange(1), default=1, help="Pipeline-parallel size."),
+    click.option("--vp", type=click.IntRange(1), default=1, help="Virtual stages per stage."),
+    click.option("--shard-size", default="5GB", show_default=True, help="hf: largest file."),
+    click.option(
+        "--vocab-pad",
+        type=click.IntRange(1),
+        default=128,
+        show_default=True,
+        help="megatron: pad the vocabulary to a multiple of this times tp.",
+    ),
+    click.option(
+        "--target-qkv-layout",
+        type=click.Choice(["interleaved", "concat"]),
+        default="interleaved",
+        show_default=True,
+        help="megatron-deepspeed: row order of the fused q, k, v.",
+    ),
+    click.option(
+        "--megatron-layout",
+        type=click.Choice(["core", "core-te", "legacy"]),
+        default="core",
+        show_default=True,
+        help="megatron: generation of names.",
+    ),
+]
+
+
 def source_options(command: F) -> F:
     """How to read the source."""
-    for option in reversed(
-        [
-            click.option(
-                "--from",
-                "source_format",
-                type=click.Choice(FORMATS),
-                help="Source format [detected].",
-            ),
-            click.option(
-                "--config",
-                type=click.Path(path_type=Path),
-                help="config.json of the model, when the source has none.",
-            ),
-            click.option(
-                "--weights",
-                type=click.Choice(["model", "master"]),
-                default="model",
-                show_default=True,
-                help="DeepSpeed: the weights the model used, or the fp32 masters.",
-            ),
-        ]
-    ):
+    for option in reversed(_SOURCE):
         command = option(command)
     return command
 
 
 def target_options(command: F) -> F:
     """What to write."""
-    for option in reversed(
-        [
-            click.option("--to", "target", type=click.Choice(TARGETS), required=True),
-            click.option("--dtype", help="Cast weights: bf16, fp16 or fp32 [kept as stored]."),
-            click.option(
-                "--shard-size", default="5GB", show_default=True, help="Largest weights file."
-            ),
-        ]
-    ):
+    for option in reversed(_TARGET):
         command = option(command)
     return command
+
+
+def read_options(given: dict[str, Any]) -> SourceOptions:
+    """The values of ``source_options``."""
+    from fastllm_convert.conversion import SourceOptions
+
+    qkv = given["qkv_layout"]
+    return SourceOptions(
+        format=given["source_format"],
+        config=given["config"],
+        weights=given["weights"],
+        qkv=None if qkv == "auto" else qkv,
+        vocab_size=given["vocab_size"],
+        max_seq_len=given["max_seq_len"],
+        rope_factor=given["rope_factor"],
+    )
+
+
+def write_options(given: dict[str, Any]) -> TargetOptions:
+    """The values of ``target_options``."""
+    from fastllm_convert.conversion import TargetOptions
+
+    return TargetOptions(
+        format=given["target"],
+        dtype=given["dtype"],
+        shard_bytes=parse_bytes(given["shard_size"]),
+        tp=given["tp"],
+        pp=given["pp"],
+        vp=given["vp"],
+        vocab_multiple=given["vocab_pad"],
+        dialect=given["megatron_layout"],
+        qkv=given.get("target_qkv_layout", "interleaved"),
+    )
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import click
 
@@ -11,11 +11,12 @@ from fastllm_convert.commands.options import (
     emit,
     human_bytes,
     json_option,
-    parse_bytes,
     path_argument,
+    read_options,
     say,
     source_options,
     target_options,
+    write_options,
 )
 
 
@@ -26,13 +27,8 @@ from fastllm_convert.commands.options import (
 @json_option
 def plan(
     src: Path,
-    target: str,
-    dtype: str | None,
-    shard_size: str,
-    source_format: str | None,
-    config: Path | None,
-    weights: Literal["model", "master"],
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Say what converting SRC would read and write, and write nothing.
 
@@ -42,17 +38,17 @@ def plan(
 
     Everything that `run` checks before writing is checked, CRCs excepted.
     """
-    from fastllm_convert.conversion import SourceOptions, TargetOptions, make_plan, read_source
+    from fastllm_convert.conversion import make_plan, read_source
     from fastllm_convert.engine.execute import default_threads, memory_bound
 
-    source = read_source(src, SourceOptions(source_format, config, weights))
+    source = read_source(src, read_options(given))
     say(f"source: {source.summary}")
-    made = make_plan(source, TargetOptions(target, dtype, parse_bytes(shard_size)))
+    made = make_plan(source, write_options(given))
     bound = memory_bound(default_threads())
     result = {
         "source": {"path": str(src), "format": source.format, "summary": source.summary},
         "family": source.spec.family,
-        "target": target,
+        "target": given["target"],
         "bytes_read": made.bytes_read,
         "bytes_written": made.bytes_written,
         "tensors": made.tensors,

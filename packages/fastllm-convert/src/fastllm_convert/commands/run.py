@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import click
 
@@ -12,11 +12,12 @@ from fastllm_convert.commands.options import (
     emit,
     human_bytes,
     json_option,
-    parse_bytes,
     path_argument,
+    read_options,
     say,
     source_options,
     target_options,
+    write_options,
 )
 
 
@@ -29,20 +30,7 @@ from fastllm_convert.commands.options import (
 @click.option("--no-crc", is_flag=True, help="Do not check the CRC-32 of torch files.")
 @click.option("--threads", type=click.IntRange(1, 64), help="Copying threads [cores, at most 8].")
 @json_option
-def run(
-    src: Path,
-    dst: Path,
-    target: str,
-    dtype: str | None,
-    shard_size: str,
-    source_format: str | None,
-    config: Path | None,
-    weights: Literal["model", "master"],
-    force: bool,
-    no_crc: bool,
-    threads: int | None,
-    as_json: bool,
-) -> None:
+def run(src: Path, dst: Path, **given: Any) -> None:
     """Convert the checkpoint SRC into the new folder DST.
 
     \b
@@ -51,14 +39,28 @@ def run(
 
     DST appears complete or not at all. A run that was killed continues when started again.
     """
-    from fastllm_convert.conversion import SourceOptions, TargetOptions, make_plan, read_source
+    convert(src, dst, **given)
+
+
+def convert(
+    src: Path,
+    dst: Path,
+    *,
+    force: bool,
+    no_crc: bool,
+    threads: int | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """``run``, as a function of its options (the aliases call it too)."""
+    from fastllm_convert.conversion import make_plan, read_source
     from fastllm_convert.engine.execute import default_threads, execute, progress_bar
     from fastllm_convert.engine.publish import require_free
 
     started = time.monotonic()
-    source = read_source(src, SourceOptions(source_format, config, weights))
+    source = read_source(src, read_options(given))
     say(f"source: {source.summary}")
-    plan = make_plan(source, TargetOptions(target, dtype, parse_bytes(shard_size)))
+    plan = make_plan(source, write_options(given))
     for note in plan.notes:
         say(f"note: {note}")
     require_free(src, dst, force=force)
@@ -76,11 +78,15 @@ def run(
         close()
     seconds = time.monotonic() - started
     if overflowed:
-        say(f"warning: {overflowed} finite values became infinite in {dtype}")
+        say(f"warning: {overflowed} finite values became infinite in {given['dtype']}")
     result = {
         "source": {"path": str(src), "format": source.format, "summary": source.summary},
         "family": source.spec.family,
-        "target": {"path": str(dst), "format": target, "files": [f.path for f in plan.files]},
+        "target": {
+            "path": str(dst),
+            "format": given["target"],
+            "files": [f.path for f in plan.files],
+        },
         "tensors": plan.tensors,
         "bytes": plan.bytes_written,
         "seconds": round(seconds, 3),

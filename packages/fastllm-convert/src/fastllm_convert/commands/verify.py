@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
-from fastllm_convert.commands.options import emit, json_option, path_argument, say, source_options
+from fastllm_convert.commands.options import (
+    emit,
+    json_option,
+    path_argument,
+    read_options,
+    say,
+    source_options,
+)
 
 
 @click.command()
@@ -23,12 +31,10 @@ def verify(
     context: click.Context,
     first: Path,
     second: Path,
-    source_format: str | None,
-    config: Path | None,
-    weights: Literal["model", "master"],
     tolerance: float | None,
     logits: bool,
     as_json: bool,
+    **given: Any,
 ) -> int:
     """Compare two checkpoints, of any formats, tensor by tensor. Exit 0: equal, 1: not.
 
@@ -41,10 +47,11 @@ def verify(
     """
     del context
     from fastllm_convert.comparison import compare
-    from fastllm_convert.conversion import SourceOptions, read_source
+    from fastllm_convert.conversion import read_source
 
-    a = read_source(first, SourceOptions(source_format, config, weights))
-    b = read_source(second, SourceOptions(None, config, weights))
+    options = read_options(given)
+    a = read_source(first, options)
+    b = read_source(second, replace(options, format=None))
     say(f"first: {a.summary}")
     say(f"second: {b.summary}")
     found = compare(a, b, tolerance)

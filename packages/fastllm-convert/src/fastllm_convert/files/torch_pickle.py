@@ -129,7 +129,7 @@ def _set_items(target: Any, items: list[Any]) -> None:
         raise PickleError("pickle sets items on something that is not a dict")
     mapping = cast("dict[Any, Any]", target)
     for key, value in zip(items[::2], items[1::2], strict=True):
-        if not isinstance(key, str | int | float | bool | bytes | tuple | Global | None):
+        if not isinstance(key, str | int | float | bytes | tuple | Global | Call | None):
             raise PickleError(f"pickle uses a {type(key).__name__} as a key")
         try:
             mapping[key] = value

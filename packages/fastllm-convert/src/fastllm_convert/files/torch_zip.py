@@ -136,9 +136,9 @@ def _read(window: _Window, file: SourceFile) -> TorchFile:
         return _StorageRef(dtype, member, ref.numel)
 
     value = torch_pickle.load(_content(window, members[root + "data.pkl"]), storage)
-    shifted = SourceFile(file.path, file.size)
-    tensors = _Tensors(shifted, window.start)
-    return TorchFile(file, tensors.resolve(value), members)
+    tensors = _Tensors(file, window.start)
+    absolute = {n: m._replace(offset=window.start + m.offset) for n, m in members.items()}
+    return TorchFile(file, tensors.resolve(value), absolute)
 
 
 def _content(window: _Window, member: Member) -> bytes:

@@ -18,16 +18,15 @@ from fastllm_convert.arrays import Array
 from fastllm_convert.checkpoint import (
     Checkpoint,
     Companions,
-    as_user_error,
     check_shapes,
     members_of,
 )
 from fastllm_convert.errors import UserError
-from fastllm_convert.files.json_file import read_object
 from fastllm_convert.files.torch_zip import TorchFile, read_torch
 from fastllm_convert.formats import hf
+from fastllm_convert.formats.companions import find_config
 from fastllm_convert.formats.zero_partitions import Flat, masters
-from fastllm_planner.arch import ArchSpec, from_hf_config, iter_params
+from fastllm_planner.arch import ArchSpec, iter_params
 
 Weights = Literal["model", "master"]
 
@@ -47,6 +46,17 @@ def tag_folder(path: Path) -> Path | None:
             raise UserError(f"{latest} names {tag}, which is not there")
         return path / tag
     return path if any(_MODEL.match(p.name) for p in path.glob("*.pt")) else None
+
+
+def optimizer_files(folder: Path, mp: int) -> list[Path]:
+    """Optimizer shards of model-parallel rank ``mp``, in data-parallel order."""
+    found = {
+        int(m[1]): p for p in folder.glob("*.pt") if (m := _OPTIM.match(p.name)) and int(m[2]) == mp
+    }
+    absent = [r for r in range(max(found, default=-1) + 1) if r not in found]
+    if absent:
+        raise UserError(f"{folder}: no optimizer states of data-parallel rank {absent[0]}")
+    return [found[r] for r in range(len(found))]
 
 
 def recognises(path: Path) -> bool:
@@ -190,27 +200,13 @@ def _buffers(state: Mapping[str, Any], module: Mapping[str, Array]) -> dict[str,
 
 def _describe(path: Path, folder: Path, config: Path | None) -> tuple[ArchSpec, Companions]:
     """config.json and tokenizer: given, in the checkpoint's root, or in the tag's folder."""
-    roots = [path, folder, folder.parent]
-    if config is not None:
-        file = config / "config.json" if config.is_dir() else config
-        roots.insert(0, file.parent)
-    else:
-        file = next((r / "config.json" for r in roots if (r / "config.json").is_file()), None)
-    if file is None:
+    found = find_config([path, folder, folder.parent], config)
+    if found is None:
         raise UserError(
             f"{path} has no config.json, and DeepSpeed does not say what the model is",
             hint="pass --config path/to/config.json",
         )
-    raw = read_object(file)
-    spec = as_user_error(str(file), lambda: from_hf_config(raw))
-    tokenizer = next((r for r in roots if (r / "tokenizer.model").is_file()), file.parent)
-    tokenizer = next((r for r in roots if (r / "tokenizer.json").is_file()), tokenizer)
-    generation = file.parent / "generation_config.json"
-    return spec, Companions(
-        folder=tokenizer,
-        hf_config=raw,
-        generation_config=read_object(generation) if generation.is_file() else None,
-    )
+    return found
 
 
 def to_canonical(

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from fastllm_convert.arrays import Array
-from fastllm_convert.checkpoint import Checkpoint, as_user_error
+from fastllm_convert.checkpoint import Checkpoint
 from fastllm_convert.dtypes import DType
 from fastllm_convert.engine.plan import OutputFile, Piece, Plan, literal_file, sources_of
 from fastllm_convert.errors import UserError
 from fastllm_convert.files.json_file import dump
 from fastllm_convert.files.safetensors_file import build_header, write_order
+from fastllm_convert.formats.companions import companion_files, target_type
 from fastllm_convert.formats.hf_names import name_table
 from fastllm_convert.formats.model_card import model_card
 from fastllm_convert.layouts import to_format
-from fastllm_convert.tokenizers.carry import carried_files
-from fastllm_planner.arch import ArchSpec, count_params, to_hf_config
 
 DEFAULT_SHARD_BYTES = 5_000_000_000  # transformers 4's default; 5's is 50 GB
 
@@ -31,12 +29,8 @@ def plan(source: Checkpoint, *, dtype: DType | None, shard_bytes: int, version: 
     if len(shards) > 1:
         files.append(_index(shards, tensors, types))
     main_type = dtype or source.dtype
-    carried = carried_files(source.companions, spec)
-    texts: dict[str, bytes] = {
-        "config.json": dump(config_json(source, main_type, carried.token_ids)),
-        "generation_config.json": dump(generation_json(source, carried.token_ids)),
-        **carried.files,
-    }
+    carried = companion_files(source, dtype)
+    texts = dict(carried.files)
     texts.setdefault("README.md", model_card(source, main_type, version))
     files += [literal_file(name, content) for name, content in sorted(texts.items())]
     return Plan(
@@ -46,11 +40,6 @@ def plan(source: Checkpoint, *, dtype: DType | None, shard_bytes: int, version: 
         equal=source.equal,
         notes=[*source.notes, *carried.notes],
     )
-
-
-def target_type(array: Array, dtype: DType | None) -> DType:
-    """Casts apply to floating-point tensors only."""
-    return dtype if dtype is not None and array.dtype.floating else array.dtype
 
 
 def split_shards(
@@ -105,50 +94,3 @@ def _index(
     metadata = {"total_parameters": count, "total_size": total}
     content = dump({"metadata": metadata, "weight_map": weight_map})
     return literal_file("model.safetensors.index.json", content)
-
-
-def config_json(source: Checkpoint, dtype: DType, token_ids: Mapping[str, int]) -> dict[str, Any]:
-    """A config that transformers 4 and 5 both read right; a source config's other keys are kept."""
-    spec = source.spec
-    ours = as_user_error("", lambda: to_hf_config(spec, dtype=dtype.torch))
-    for key, value in token_ids.items():
-        if ours.get(key) is None:
-            ours[key] = value
-    original = source.companions.hf_config
-    if original is None:
-        return ours
-    # Where both have a key the source's wording stays (a list of eos ids, n_inner: null, ...);
-    # ours fills in the other dialect. The stored type is what we write.
-    kept = {k: v for k, v in original.items() if not k.startswith("_")}
-    merged = {**ours, **kept, "torch_dtype": dtype.torch, "dtype": dtype.torch}
-    for key in ("rope_theta", "rope_scaling", "rope_parameters"):
-        if key in ours:
-            merged[key] = ours[key]
-    for key in ("head_dim", *token_ids):
-        if merged.get(key) is None and ours.get(key) is not None:
-            merged[key] = ours[key]
-    return merged
-
-
-def generation_json(source: Checkpoint, token_ids: Mapping[str, int]) -> dict[str, Any]:
-    """The source's generation config, or the token ids that generation needs."""
-    carried = source.companions.generation_config
-    if carried is not None:
-        return dict(carried)
-    spec = source.spec
-    ids: dict[str, int | None] = {
-        "bos_token_id": spec.bos_token_id,
-        "eos_token_id": spec.eos_token_id,
-    }
-    for key, value in token_ids.items():
-        if ids.get(key) is None:
-            ids[key] = value
-    known = {k: v for k, v in ids.items() if v is not None}
-    return {"_from_model_config": True, **known}
-
-
-def describe(spec: ArchSpec) -> str:
-    """``llama, 16 layers of 320, 10,123,456 parameters``."""
-    return (
-        f"{spec.family}, {spec.layers} layers of {spec.hidden}, {count_params(spec):,} parameters"
-    )
