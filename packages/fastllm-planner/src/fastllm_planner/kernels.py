@@ -11,8 +11,9 @@ from fastllm_planner.hardware import Gpu, attention_rate
 from fastllm_planner.layout import Layout
 
 TILE_M, TILE_N = 128, 128
-# Contraction length at which a GEMM tile reaches half of its rate: prologue and epilogue cost.
-HALF_K = 96.0
+# A tile's prologue and epilogue take a fixed time, so the contraction length at which it reaches half
+# of its rate grows with the rate of one multiprocessor: about 90 on A100, 210 on H100, 320 on B200.
+HALF_K_PER_TFLOPS = 40.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class LayerTime:
         return self.head_fwd + self.head_bwd
 
 
-def gemm_efficiency(m: float, n: float, k: float, sms: int) -> float:
+def gemm_efficiency(m: float, n: float, k: float, sms: int, half_k: float = 96.0) -> float:
     """Share of the ceiling that an m x n x k GEMM reaches: whole tiles, whole waves, long k."""
     tiles_m = -(-m // TILE_M)
     tiles_n = -(-n // TILE_N)
@@ -52,13 +53,14 @@ def gemm_efficiency(m: float, n: float, k: float, sms: int) -> float:
     waves = -(-tiles // sms)
     wave = tiles / (waves * sms)
     aligned = 1.0 if n % 64 == 0 and k % 64 == 0 else 0.9 if n % 8 == 0 and k % 8 == 0 else 0.6
-    return tile * wave**0.5 * (k / (k + HALF_K)) * aligned
+    return tile * wave**0.5 * (k / (k + half_k)) * aligned
 
 
 def _gemm_seconds(m: float, n: float, k: float, rate: float, bandwidth: float, sms: int) -> float:
     flops = 2.0 * m * n * k
     traffic = 2.0 * (m * k + k * n + m * n)
-    return max(flops / (rate * gemm_efficiency(m, n, k, sms)), traffic / bandwidth)
+    half_k = HALF_K_PER_TFLOPS * rate / sms / 1e12
+    return max(flops / (rate * gemm_efficiency(m, n, k, sms, half_k)), traffic / bandwidth)
 
 
 def _linear(m: float, n: float, k: float, rate: float, bw: float, sms: int) -> tuple[float, float]:
