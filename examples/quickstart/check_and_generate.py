@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("hf", type=Path)
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    converted = transformers.AutoModelForCausalLM.from_pretrained(args.hf, dtype=torch.float32)
+    converted: Any = transformers.AutoModelForCausalLM.from_pretrained(args.hf, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.hf)
     model = trained_model(args.run)
     vocab = json.loads((args.hf / "config.json").read_text(encoding="utf-8"))["vocab_size"]
