@@ -46,8 +46,9 @@ print(sorted(new - set(sys.stdlib_module_names)), file=sys.stderr)
     ("args", "tabulate"),
     [
         (["--help"], False),
-        (["plan", "--model", "llama-3-8b", "--gpu", "H100-SXM", "--gpus", "8"], True),
-        (["plan", "--model", "llama-3-8b", "--gpu", "H100-SXM", "--gpus", "8", "--json"], False),
+        (["plan", "--model", "llama-3-8b", "--gpu", "H100-SXM", "--gpus", "8"], False),
+        (["classic", "--model", "llama-3-8b", "--tokens", "1T"], True),
+        (["classic", "--model", "llama-3-8b", "--tokens", "1T", "--json"], False),
     ],
 )
 def test_imports(args: list[str], tabulate: bool) -> None:

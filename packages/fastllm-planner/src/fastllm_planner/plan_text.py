@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Sequence
 
+from fastllm_planner.columns import columns
 from fastllm_planner.efficiency import default_profile
 from fastllm_planner.hardware import GIB
 from fastllm_planner.layout import Layout
@@ -27,6 +29,7 @@ TIME_PARTS = (
 )
 
 MAX_STAGE_ROWS = 12
+WIDTH = 100
 
 
 def count(value: float) -> str:
@@ -142,7 +145,7 @@ def memory_table(plan: Plan) -> str:
     table = [
         [f"{first}" if first == last else f"{first}-{last}", *row] for first, last, row in grouped
     ]
-    lines = _columns(headers, table, drop={"gathered": "0.00"}) + note
+    lines = columns(headers, table, drop={"gathered": "0.00"}) + note
     if plan.memory.host_bytes:
         lines += f"\nHost memory per node for offload: {plan.memory.host_bytes / GIB:.1f} GiB"
     return lines
@@ -151,24 +154,6 @@ def memory_table(plan: Plan) -> str:
 def _stage_row(stage: StageMemory) -> list[str]:
     parts = [*memory_parts(stage).values(), stage.required]
     return [str(stage.layers), *(f"{part / GIB:.2f}" for part in parts)]
-
-
-def _columns(headers: Sequence[str], rows: Sequence[Sequence[str]], drop: Mapping[str, str]) -> str:
-    """A table without the columns of ``drop`` that hold nothing but the given value."""
-    from tabulate import tabulate
-
-    kept = [
-        i
-        for i, header in enumerate(headers)
-        if header not in drop or any(row[i] != drop[header] for row in rows)
-    ]
-    return tabulate(
-        [[row[i] for i in kept] for row in rows],
-        headers=[headers[i] for i in kept],
-        tablefmt="simple",
-        colalign=("left", *("right",) * (len(kept) - 1)),
-        disable_numparse=True,
-    )
 
 
 def _time_lines(plan: Plan) -> list[str]:
@@ -199,7 +184,8 @@ def _time_lines(plan: Plan) -> list[str]:
         )
         if plan.cost is not None:
             lines.append(f"Cost      {plan.cost:,.0f} at {job.price:g} per {each}-hour")
-    return lines
+    wrap = textwrap.TextWrapper(WIDTH, subsequent_indent=" " * 10, drop_whitespace=True)
+    return [wrap.fill(line) for line in lines]
 
 
 def render_alternatives(plans: Sequence[Plan]) -> str:
@@ -222,16 +208,14 @@ def render_alternatives(plans: Sequence[Plan]) -> str:
         for layout in (plan.layout,)
     ]
     ones = dict.fromkeys(("TP", "PP", "VPP", "CP", "EP"), "1")
-    table = _columns(headers, rows, drop={**ones, "SP": "no", "offload": "none"})
+    table = columns(headers, rows, drop={**ones, "SP": "no", "offload": "none"})
     return f"Best strategies\n{table}"
 
 
 def render_rejections(result: SearchResult) -> str:
     """Why every other layout is not listed, grouped by rule."""
-    import textwrap
-
     lines = [f"Not listed ({result.shapes} layout shapes considered, {result.priced} priced)"]
-    wrap = textwrap.TextWrapper(100, subsequent_indent=" " * 9)
+    wrap = textwrap.TextWrapper(WIDTH, subsequent_indent=" " * 9)
     for entry in sorted(result.rejections.values(), key=lambda item: -item.count):
         lines.append(wrap.fill(f"  {entry.count:>5}  {entry.reason}"))
         example = f"{strategy_words(entry.example)}: {entry.detail}"
@@ -291,9 +275,7 @@ def assumptions(job: Job) -> list[str]:
 
 def render_assumptions(job: Job) -> str:
     """The assumptions as an indented list of at most 100 columns."""
-    import textwrap
-
-    wrap = textwrap.TextWrapper(100, initial_indent="  ", subsequent_indent="    ")
+    wrap = textwrap.TextWrapper(WIDTH, initial_indent="  ", subsequent_indent="    ")
     return "\n".join(["Assumptions", *(wrap.fill(fact) for fact in assumptions(job))])
 
 

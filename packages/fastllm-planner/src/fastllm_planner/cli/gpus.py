@@ -24,7 +24,7 @@ def command(as_json: bool) -> int:
         table = {name: asdict(device) for name, device in devices.items()}
         click.echo(json.dumps({"schema": 1, "gpus": table}))
         return 0
-    from tabulate import tabulate
+    from fastllm_planner.columns import columns
 
     rows = [
         [
@@ -39,7 +39,7 @@ def command(as_json: bool) -> int:
         for name, device in devices.items()
     ]
     headers = ["name", "GiB", "peak TF", "matmul TF", "measured", "HBM GB/s", "node", "network"]
-    click.echo(tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True))
+    click.echo(columns(headers, rows))
     return 0
 
 

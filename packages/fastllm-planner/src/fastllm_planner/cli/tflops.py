@@ -71,7 +71,7 @@ def _peak(options: dict[str, Any]) -> tuple[float | None, str]:
 def _as_text(
     measured: Measured, params: float, found: Sequence[Rate], peak: float | None, peak_name: str
 ) -> str:
-    from tabulate import tabulate
+    from fastllm_planner.columns import columns
 
     headers = ["convention", "counts", "FLOPs/token", "TFLOPs/GPU"]
     rows = [
@@ -82,15 +82,11 @@ def _as_text(
         headers.append("of peak")
         for row, rate in zip(rows, found, strict=True):
             row.append(f"{100 * rate.tflops / peak:.1f}%")
-    align = ("left", "left", *("right",) * (len(headers) - 2))
-    table = tabulate(
-        rows, headers=headers, tablefmt="simple", colalign=align, disable_numparse=True
-    )
     lines = [
         f"{measured.tokens_per_s_per_device:,.0f} tokens/s per GPU "
         f"({measured.tokens:,} tokens a step, {params:,.0f} parameters)",
         "",
-        table,
+        columns(headers, rows, left=2),
     ]
     if peak is not None:
         lines += ["", f"Peak: {peak:g} TFLOPs ({peak_name})."]
