@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "binding.hpp"
+#include "fastllm/bytelevel_bpe.hpp"
 #include "fastllm/error.hpp"
 #include "fastllm/json.hpp"
 #include "fastllm/sentencepiece_bpe.hpp"
@@ -219,6 +220,40 @@ void bind_encoders(py::module_& m) {
     });
 }
 
+PyEncoder bytelevel_encoder(std::vector<std::string> tokens,
+                            std::optional<std::vector<std::pair<uint32_t, uint32_t>>> merges,
+                            bool ignore_merges, const std::string& pattern,
+                            std::vector<std::pair<std::string, uint32_t>> special) {
+    const auto pretokenizer = fastllm::Pretokenizer::from_regex(pattern);
+    if (!pretokenizer)
+        throw fastllm::InputError("the pre-tokenizer's expression is not one of the known ones");
+    fastllm::ByteLevelModel model;
+    model.tokens = std::move(tokens);
+    model.merges_by_rank = !merges.has_value();
+    if (merges) model.merges = std::move(*merges);
+    model.ignore_merges = ignore_merges;
+    model.pretokenizer = *pretokenizer;
+    model.special = std::move(special);
+    const py::gil_scoped_release release;
+    return {std::make_shared<fastllm::ByteLevelBpe>(std::move(model))};
+}
+
+// The pieces that an expression cuts a text into, for tests of the scanners.
+py::list pretokenize(const std::string& pattern, const std::string& text) {
+    const auto pretokenizer = fastllm::Pretokenizer::from_regex(pattern);
+    if (!pretokenizer)
+        throw fastllm::InputError("the pre-tokenizer's expression is not one of the known ones");
+    const auto* p = reinterpret_cast<const uint8_t*>(text.data());
+    const uint8_t* const end = p + text.size();
+    py::list pieces;
+    while (p < end) {
+        const uint8_t* const next = pretokenizer->next(p, end);
+        pieces.append(py::str(reinterpret_cast<const char*>(p), size_t(next - p)));
+        p = next;
+    }
+    return pieces;
+}
+
 // What the builder sees in one line, for tests of the JSON parser.
 py::list parse_json_line(const std::string& line, const std::vector<std::string>& keys) {
     fastllm::JsonLine parser(keys);
@@ -240,6 +275,9 @@ FASTLLM_BINDING(dataset_builder) {
     py::register_exception<fastllm::InputError>(m, "InputError", PyExc_ValueError);
     py::register_exception<fastllm::JsonError>(m, "JsonError", PyExc_ValueError);
     bind_encoders(m);
+    m.def("bytelevel_encoder", &bytelevel_encoder, py::kw_only(), py::arg("tokens"),
+          py::arg("merges"), py::arg("ignore_merges"), py::arg("pattern"), py::arg("special"));
+    m.def("pretokenize", &pretokenize);
     m.def("parse_json_line", &parse_json_line);
     using Holder = std::unique_ptr<DatasetBuilder, BuilderDeleter>;
     const auto nogil = py::call_guard<py::gil_scoped_release>();

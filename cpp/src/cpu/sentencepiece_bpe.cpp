@@ -6,7 +6,7 @@
 #include <set>
 #include <unordered_map>
 
-#include "fastllm/chunk_cache.hpp"
+#include "fastllm/chunk_encoder.hpp"
 #include "fastllm/error.hpp"
 #include "fastllm/utf8.hpp"
 
@@ -127,7 +127,8 @@ SentencePieceBpe::SentencePieceBpe(const SentencePieceModel& model)
     for (const auto& [text, id] : normal)
         add_merges(text, id, rank_of[model.pieces[id].score], normal);
     // A U+2581 in the text and a space are one and the same.
-    character_for_write(kSpaceSymbol) = character(' ');
+    const Character space = character(' ');
+    character_for_write(kSpaceSymbol) = space;
 }
 
 SentencePieceBpe::Character& SentencePieceBpe::character_for_write(uint32_t cp) {
@@ -196,7 +197,7 @@ bool SentencePieceBpe::joined(uint32_t left, uint32_t right) const {
 class SentencePieceBpeThread : public EncoderThread {
   public:
     explicit SentencePieceBpeThread(const SentencePieceBpe& model)
-        : m_(model), cache_(kCacheLog2) {}
+        : m_(model), chunks_(kCacheLog2) {}
 
     void encode(const std::vector<std::string_view>& texts, IdBuffer& ids,
                 std::vector<size_t>& ends) override {
@@ -208,15 +209,6 @@ class SentencePieceBpeThread : public EncoderThread {
     }
 
   private:
-    struct Chunk {
-        const char* text;
-        size_t size;
-        ChunkCache::Entry* entry;  // null: a single character, or longer than the cache holds
-    };
-    // Chunks are cut, hashed and prefetched in batches, so that the cache's memory latency
-    // overlaps.
-    static constexpr size_t kBatch = 64;
-
     void encode_text(std::string_view text, IdBuffer& ids) {
         if (m_.normalizer_.only_adds_prefix() && !m_.has_user_symbols_) {
             if (text.empty()) return;
@@ -264,7 +256,6 @@ class SentencePieceBpeThread : public EncoderThread {
         int n = utf8::length(*u);
         uint32_t left = utf8::decode(u, n);
         u += n;
-        size_t batch_bytes = 0;
         while (u < u_end) {
             uint32_t right = *u;
             n = 1;
@@ -277,62 +268,42 @@ class SentencePieceBpeThread : public EncoderThread {
                 join = m_.joined(left, right);
             }
             if (!join) {
-                batch_bytes += size_t(u - start);
                 add_chunk(start, u);
-                if (pending_ == kBatch) {
-                    flush(batch_bytes, ids);
-                    batch_bytes = 0;
-                }
+                if (chunks_.full()) flush(ids);
                 start = u;
             }
             left = right;
             u += n;
         }
-        batch_bytes += size_t(u_end - start);
         add_chunk(start, u_end);
-        flush(batch_bytes, ids);
+        flush(ids);
     }
 
     void add_chunk(const uint8_t* start, const uint8_t* end) {
-        Chunk& chunk = chunks_[pending_++];
-        chunk.text = reinterpret_cast<const char*>(start);
-        chunk.size = size_t(end - start);
-        chunk.entry = nullptr;
-        if (chunk.size > 1 && chunk.size <= ChunkCache::kMaxKey) {
-            chunk.entry = cache_.at(ChunkCache::hash(chunk.text, chunk.size));
-            __builtin_prefetch(chunk.entry);
-        }
+        const auto size = size_t(end - start);
+        chunks_.add(reinterpret_cast<const char*>(start), size, size > 1);
     }
 
-    void flush(size_t batch_bytes, IdBuffer& ids) {
+    void flush(IdBuffer& ids) {
         // A byte gives at most one id, but a space without a piece gives the three bytes of U+2581.
-        uint32_t* out = ids.grow(3 * batch_bytes + ChunkCache::kMaxIds);
-        for (size_t i = 0; i < pending_; ++i) {
-            const Chunk& chunk = chunks_[i];
-            uint32_t* const from = out;
-            if (chunk.entry && ChunkCache::holds(*chunk.entry, chunk.text, chunk.size)) {
-                std::memcpy(out, chunk.entry->ids, sizeof chunk.entry->ids);
-                out += chunk.entry->count;
-            } else {
-                out = encode_chunk(chunk, out);
-                if (chunk.entry)
-                    ChunkCache::store(*chunk.entry, chunk.text, chunk.size, from,
-                                      size_t(out - from));
-            }
-            // SentencePiece writes one unknown id for a whole run of unknown characters.
-            if (!m_.byte_fallback_ && *from == m_.unk_id_ && from > ids.data() + begin_ &&
-                from[-1] == m_.unk_id_) {
+        chunks_.flush(
+            ids, 3,
+            [&](const char* text, size_t size, uint32_t* out) {
+                return encode_chunk(text, size, out);
+            },
+            [&](uint32_t* from, uint32_t* out) {
+                // SentencePiece writes one unknown id for a whole run of unknown characters.
+                if (m_.byte_fallback_ || *from != m_.unk_id_ || from == ids.data() + begin_ ||
+                    from[-1] != m_.unk_id_)
+                    return out;
                 std::memmove(from, from + 1, size_t(out - from - 1) * sizeof(uint32_t));
-                --out;
-            }
-        }
-        pending_ = 0;
-        ids.advance_to(out);
+                return out - 1;
+            });
     }
 
-    uint32_t* encode_chunk(const Chunk& chunk, uint32_t* out) {
-        const auto* p = reinterpret_cast<const uint8_t*>(chunk.text);
-        const uint8_t* const end = p + chunk.size;
+    uint32_t* encode_chunk(const char* text, size_t size, uint32_t* out) {
+        const auto* p = reinterpret_cast<const uint8_t*>(text);
+        const uint8_t* const end = p + size;
         symbols_.clear();
         while (p < end) {
             const int n = utf8::length(*p);
@@ -366,12 +337,10 @@ class SentencePieceBpeThread : public EncoderThread {
     }
 
     const SentencePieceBpe& m_;
-    ChunkCache cache_;
+    ChunkEncoder chunks_;
     BpeMerger merger_;
     std::string text_;
     std::vector<uint32_t> symbols_;
-    Chunk chunks_[kBatch];
-    size_t pending_ = 0;
     size_t begin_ = 0;  // where the current text's ids start
 };
 

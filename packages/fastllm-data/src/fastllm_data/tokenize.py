@@ -31,6 +31,8 @@ class TokenizeOptions:
     keys: tuple[str, ...] = ("text",)
     append_eod: bool = False
     add_bos: bool = False
+    merges: Path | None = None
+    parse_special: bool | None = None
     empty_doc: str = "boundary"
     on_error: str = "stop"
     workers: int = 1
@@ -44,6 +46,7 @@ class TokenizeOptions:
             "keys": list(self.keys),
             "append_eod": self.append_eod,
             "add_bos": self.add_bos,
+            "parse_special": self.parse_special,
             "empty_doc": self.empty_doc,
             "on_error": self.on_error,
         }
@@ -92,7 +95,9 @@ def tokenize(options: TokenizeOptions) -> Summary:
     if repeated:
         raise UserError(f"key {repeated[0]!r} is given twice")
     sources = find_sources(options.inputs)
-    tokenizer = load_tokenizer(options.tokenizer)
+    tokenizer = load_tokenizer(
+        options.tokenizer, merges=options.merges, parse_special=options.parse_special
+    )
     _check_ids(options, tokenizer)
     targets = targets_of(options.out, options.keys)
     started = time.perf_counter()

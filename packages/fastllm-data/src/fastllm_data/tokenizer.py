@@ -12,6 +12,13 @@ from typing import Any
 
 from fastllm_core import Encoder, InputError, sentencepiece_encoder, sentencepiece_info
 from fastllm_data.errors import UserError
+from fastllm_data.tiktoken_file import (
+    RankFile,
+    looks_like_rank_file,
+    parse_rank_file,
+    parse_tekken,
+)
+from fastllm_data.tokenizer_json import fast_encoder, parse_gpt2
 
 EncodeBatch = Callable[[list[str]], list[list[int]]]
 DecodeIds = Callable[[list[int]], str]
@@ -64,25 +71,39 @@ class Tokenizer:
         }
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a SentencePiece ``.model`` or a Hugging Face ``tokenizer.json`` (or a folder with one).
+def load_tokenizer(
+    path: Path, *, merges: Path | None = None, parse_special: bool | None = None
+) -> Tokenizer:
+    """Read a tokenizer file; its kind is found from its content.
 
-    The kind is found from the content. Raises UserError for anything else.
+    SentencePiece ``.model``; Hugging Face ``tokenizer.json``; GPT-2 ``vocab.json`` with ``merges``
+    (default: merges.txt beside it); tiktoken ranks; tekken JSON; or a folder with one of these.
+
+    parse_special: whether text that looks like a special token becomes its id; None: as the
+    reference library does (only tokenizer.json and GPT-2 files: yes). Raises UserError.
     """
     if path.is_dir():
-        for name in ("tokenizer.model", "tokenizer.json"):
+        for name in ("tokenizer.model", "tokenizer.json", "vocab.json"):
             if (path / name).is_file():
-                return load_tokenizer(path / name)
-        raise UserError(f"{path}: no tokenizer.model or tokenizer.json in this folder")
+                return load_tokenizer(path / name, merges=merges, parse_special=parse_special)
+        raise UserError(f"{path}: no tokenizer.model, tokenizer.json or vocab.json in this folder")
+    content = _read(path)
+    if content[:1] == b"{":
+        return _json_tokenizer(path, content, merges, parse_special)
+    if parse_special:
+        raise UserError("only tokenizer.json and GPT-2 files have special tokens to parse in text")
+    if looks_like_rank_file(content):
+        return _rank_tokenizer("tiktoken", path, content, parse_rank_file(str(path), content))
+    return _sentencepiece(path, content)
+
+
+def _read(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise UserError(
             f"tokenizer {path}: {error.strerror}", "fastllm-data train-tokenizer makes one"
         ) from error
-    if content[:1] == b"{":
-        return _tokenizer_json(path, content)
-    return _sentencepiece(path, content)
 
 
 def _digest(content: bytes) -> str:
@@ -95,7 +116,7 @@ def _sentencepiece(path: Path, content: bytes) -> Tokenizer:
     except InputError as error:
         raise UserError(
             f"tokenizer {path}: {error}",
-            "known kinds: SentencePiece .model, Hugging Face tokenizer.json",
+            "known kinds: SentencePiece .model, tokenizer.json, vocab.json + merges.txt, tiktoken",
         ) from error
 
     def reference() -> Reference:
@@ -130,13 +151,49 @@ def _sentencepiece(path: Path, content: bytes) -> Tokenizer:
     )
 
 
-def _tokenizer_json(path: Path, content: bytes) -> Tokenizer:
+def _rank_tokenizer(kind: str, path: Path, content: bytes, ranks: RankFile) -> Tokenizer:
+    def reference() -> Reference:
+        encoding: Any = ranks.reference()
+        first = ranks.first_id
+
+        def encode(texts: list[str]) -> list[list[int]]:
+            return [[i + first for i in encoding.encode_ordinary(text)] for text in texts]
+
+        return Reference(
+            encode, lambda ids: encoding.decode([i - first for i in ids if i >= first])
+        )
+
+    return Tokenizer(
+        kind=kind,
+        path=path,
+        sha256=_digest(content),
+        vocab_size=ranks.family.vocab_size,
+        eod_id=ranks.family.eod_id,
+        bos_id=ranks.family.bos_id,
+        load_reference=reference,
+        load_fast=ranks.fast,
+    )
+
+
+def _json_tokenizer(
+    path: Path, content: bytes, merges: Path | None, parse_special: bool | None
+) -> Tokenizer:
     try:
         parsed: dict[str, Any] = json.loads(content)
+        # By type, not by presence: "config", "vocab" and "model" are tokens of GPT-2.
+        if isinstance(parsed.get("config"), dict) and isinstance(parsed.get("vocab"), list):
+            return _rank_tokenizer("tekken", path, content, parse_tekken(str(path), parsed))
+        if not isinstance(parsed.get("model"), dict):
+            merges_txt = _read(merges if merges is not None else path.with_name("merges.txt"))
+            parsed = parse_gpt2(content, merges_txt)
+            content = json.dumps(parsed).encode()
         vocab: dict[str, int] | list[Any] = parsed["model"]["vocab"]
-        added: dict[str, int] = {t["content"]: int(t["id"]) for t in parsed["added_tokens"]}
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise UserError(f"tokenizer {path}: not a Hugging Face tokenizer.json") from error
+        listed: list[dict[str, Any]] = parsed["added_tokens"] or []
+        added: dict[str, int] = {t["content"]: int(t["id"]) for t in listed}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"tokenizer {path}: neither a tokenizer.json nor a vocab.json: {error!r}"
+        ) from error
     ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
     names: dict[str, int] = {**(vocab if isinstance(vocab, dict) else {}), **added}
 
@@ -147,11 +204,14 @@ def _tokenizer_json(path: Path, content: bytes) -> Tokenizer:
         from tokenizers import Tokenizer as HFTokenizer
 
         hf = HFTokenizer.from_buffer(content)
+        hf.encode_special_tokens = parse_special is False
 
         def encode(texts: list[str]) -> list[list[int]]:
             return [e.ids for e in hf.encode_batch(texts, add_special_tokens=False)]
 
         return Reference(encode=encode, decode=lambda ids: hf.decode(ids, False))
+
+    encoder, reason = fast_encoder(parsed, parse_special is not False)
 
     return Tokenizer(
         kind="tokenizer.json",
@@ -161,5 +221,6 @@ def _tokenizer_json(path: Path, content: bytes) -> Tokenizer:
         eod_id=first(EOD_TOKENS),
         bos_id=first(BOS_TOKENS),
         load_reference=reference,
-        no_fast_reason="no fast encoder for tokenizer.json",
+        load_fast=None if encoder is None else lambda: encoder,
+        no_fast_reason=reason,
     )

@@ -27,6 +27,12 @@ from fastllm_data.cli.app import ExampleCommand, print_json
 )
 @click.option("--append-eod", is_flag=True, help="End each document with the end-of-document id.")
 @click.option("--add-bos", is_flag=True, help="Start each sequence with the BOS id.")
+@click.option("--merges", type=click.Path(path_type=Path), help="merges.txt of a vocab.json.")
+@click.option(
+    "--parse-special/--no-parse-special",
+    default=None,
+    help="Whether '</s>' in text is a special id.  [default: as the reference library]",
+)
 @click.option(
     "--empty-doc",
     type=click.Choice(["boundary", "skip", "eod"]),
@@ -70,6 +76,8 @@ def command(
     keys: tuple[str, ...],
     append_eod: bool,
     add_bos: bool,
+    merges: Path | None,
+    parse_special: bool | None,
     empty_doc: str,
     on_error: str,
     workers: int,
@@ -92,6 +100,8 @@ def command(
         keys=keys,
         append_eod=append_eod,
         add_bos=add_bos,
+        merges=merges,
+        parse_special=parse_special,
         empty_doc=empty_doc,
         on_error=on_error,
         workers=workers,

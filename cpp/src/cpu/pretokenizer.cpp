@@ -1,0 +1,226 @@
+#include "fastllm/pretokenizer.hpp"
+
+#include "fastllm/utf8.hpp"
+
+namespace fastllm {
+namespace {
+
+struct Character {
+    uint8_t classes;
+    int length;
+};
+
+inline Character at(const UnicodeTable& table, const uint8_t* p) {
+    const int length = utf8::length(*p);
+    return {unicode_class(table, utf8::decode(p, length)), length};
+}
+
+// The longest run of characters that have any of `wanted`.
+inline const uint8_t* run(const UnicodeTable& table, const uint8_t* p, const uint8_t* end,
+                          uint8_t wanted) {
+    while (p < end) {
+        const Character c = at(table, p);
+        if (!(c.classes & wanted)) break;
+        p += c.length;
+    }
+    return p;
+}
+
+// The longest run of characters that have none of `unwanted`.
+inline const uint8_t* run_without(const UnicodeTable& table, const uint8_t* p, const uint8_t* end,
+                                  uint8_t unwanted) {
+    while (p < end) {
+        const Character c = at(table, p);
+        if (c.classes & unwanted) break;
+        p += c.length;
+    }
+    return p;
+}
+
+// `'s|'t|'re|'ve|'m|'ll|'d` at p: its length, or 0. U+017F, the long s, is an s to (?i:…).
+int contraction(const uint8_t* p, const uint8_t* end, bool ignore_case) {
+    if (end - p < 2 || p[0] != '\'') return 0;
+    const uint8_t fold = ignore_case ? 0x20 : 0;
+    const auto letter = [&](int i) { return uint8_t(p[i] | (p[i] < 0x80 ? fold : 0)); };
+    switch (letter(1)) {
+        case 's':
+        case 't':
+        case 'm':
+        case 'd':
+            return 2;
+        default:
+            break;
+    }
+    if (ignore_case && end - p >= 3 && p[1] == 0xC5 && p[2] == 0xBF) return 3;
+    if (end - p < 3) return 0;
+    const uint8_t a = letter(1), b = letter(2);
+    return (a == 'r' && b == 'e') || (a == 'v' && b == 'e') || (a == 'l' && b == 'l') ? 3 : 0;
+}
+
+// `\s+(?!\S)|\s+` at p, where white space starts: all of it at the end of the text or if it is one
+// character, else all but its last character, which the next piece may take.
+const uint8_t* white_space(const UnicodeTable& table, const uint8_t* p, const uint8_t* end) {
+    const uint8_t* last = p;
+    const uint8_t* q = p;
+    while (q < end) {
+        const Character c = at(table, q);
+        if (!(c.classes & kSpace)) break;
+        last = q;
+        q += c.length;
+    }
+    return q == end || last == p ? q : last;
+}
+
+// End of the last newline in the white space at p, or null: `\s*[\r\n]+`.
+const uint8_t* through_newline(const UnicodeTable& table, const uint8_t* p, const uint8_t* end) {
+    const uint8_t* found = nullptr;
+    while (p < end) {
+        const Character c = at(table, p);
+        if (!(c.classes & kSpace)) break;
+        p += c.length;
+        if (c.classes & kNewline) found = p;
+    }
+    return found;
+}
+
+std::string without_case_flag(std::string expression) {
+    // Ways in which the same contractions are written.
+    for (const char* form :
+         {"(?i:'s|'t|'re|'ve|'m|'ll|'d)", "'(?i:[sdmt]|ll|ve|re)", "(?i:[sdmt]|ll|ve|re)"}) {
+        const std::string text = form;
+        for (size_t found; (found = expression.find(text)) != std::string::npos;)
+            expression.replace(found, text.size(), "{C}");
+    }
+    return expression;
+}
+
+}  // namespace
+
+const uint8_t* Pretokenizer::next(const uint8_t* p, const uint8_t* end) const {
+    switch (pattern) {
+        case PretokenPattern::gpt2:
+            return next_gpt2(p, end);
+        case PretokenPattern::cl100k:
+            return next_cl100k(p, end);
+        default:
+            return next_o200k(p, end);
+    }
+}
+
+const uint8_t* Pretokenizer::numbers(const uint8_t* p, const uint8_t* end) const {
+    for (int i = 0; i < digits && p < end; ++i) {
+        const Character c = at(*table_, p);
+        if (!(c.classes & kNumber)) break;
+        p += c.length;
+    }
+    return p;
+}
+
+const uint8_t* Pretokenizer::next_gpt2(const uint8_t* p, const uint8_t* end) const {
+    if (const int n = contraction(p, end, false)) return p + n;
+    const UnicodeTable& table = *table_;
+    const uint8_t* q = *p == ' ' && p + 1 < end ? p + 1 : p;
+    const Character c = at(table, q);
+    if (c.classes & kSpace) return white_space(table, p, end);
+    if (c.classes & kLetter) return run(table, q + c.length, end, kLetter);
+    if (c.classes & kNumber) return run(table, q + c.length, end, kNumber);
+    return run_without(table, q + c.length, end, kSpace | kLetter | kNumber);
+}
+
+const uint8_t* Pretokenizer::next_cl100k(const uint8_t* p, const uint8_t* end) const {
+    if (contractions)
+        if (const int n = contraction(p, end, true)) return p + n;
+    const UnicodeTable& table = *table_;
+    const Character c = at(table, p);
+    if (c.classes & kLetter) return run(table, p + c.length, end, kLetter);
+    if (c.classes & kNumber) return numbers(p, end);
+    const uint8_t* const q = p + c.length;
+    const Character second = q < end ? at(table, q) : Character{kSpace, 0};
+    // [^\r\n\p{L}\p{N}]?\p{L}+
+    if (!(c.classes & kNewline) && (second.classes & kLetter))
+        return run(table, q + second.length, end, kLetter);
+    // ?[^\s\p{L}\p{N}]+[\r\n]*
+    constexpr uint8_t kWord = kSpace | kLetter | kNumber;
+    if (!(c.classes & kSpace) || (*p == ' ' && !(second.classes & kWord)))
+        return run(table, run_without(table, q, end, kWord), end, kNewline);
+    if (const uint8_t* const newline = through_newline(table, p, end)) return newline;
+    return white_space(table, p, end);
+}
+
+const uint8_t* Pretokenizer::next_o200k(const uint8_t* p, const uint8_t* end) const {
+    const UnicodeTable& table = *table_;
+    const Character c = at(table, p);
+    const auto with_contraction = [&](const uint8_t* stop) {
+        return contractions ? stop + contraction(stop, end, true) : stop;
+    };
+    // U*L+: U* takes all it can; if no L follows, it gives back up to the last character that is
+    // both.
+    const auto first_form = [&](const uint8_t* start) -> const uint8_t* {
+        const uint8_t* const upper = run(table, start, end, kUpper);
+        const uint8_t* stop = run(table, upper, end, kLower);
+        if (stop > upper) return with_contraction(stop);
+        stop = nullptr;
+        for (const uint8_t* q = start; q < upper;) {
+            const Character x = at(table, q);
+            q += x.length;
+            if (x.classes & kLower) stop = q;
+        }
+        return stop ? with_contraction(stop) : nullptr;
+    };
+    // U+L*, where the first form has failed: so no L follows.
+    const auto second_form = [&](const uint8_t* start) -> const uint8_t* {
+        const uint8_t* const upper = run(table, start, end, kUpper);
+        return upper > start ? with_contraction(upper) : nullptr;
+    };
+    // Each form tries [^\r\n\p{L}\p{N}]? with a character, then without.
+    const bool optional = !(c.classes & (kNewline | kLetter | kNumber));
+    if (optional)
+        if (const uint8_t* const stop = first_form(p + c.length)) return stop;
+    if (const uint8_t* const stop = first_form(p)) return stop;
+    if (optional)
+        if (const uint8_t* const stop = second_form(p + c.length)) return stop;
+    if (const uint8_t* const stop = second_form(p)) return stop;
+    if (c.classes & kNumber) return numbers(p, end);
+    const uint8_t* const q = p + c.length;
+    constexpr uint8_t kWord = kSpace | kLetter | kNumber;
+    const Character second = q < end ? at(table, q) : Character{kSpace, 0};
+    if (!(c.classes & kSpace) || (*p == ' ' && !(second.classes & kWord))) {
+        const uint8_t* stop = run_without(table, q, end, kWord);
+        while (stop < end && (*stop == '\r' || *stop == '\n' || *stop == '/')) ++stop;
+        return stop;
+    }
+    if (const uint8_t* const newline = through_newline(table, p, end)) return newline;
+    return white_space(table, p, end);
+}
+
+std::optional<Pretokenizer> Pretokenizer::from_regex(const std::string& expression) {
+    const std::string e = without_case_flag(expression);
+    const auto made = [](PretokenPattern pattern, int digits, bool contractions) {
+        Pretokenizer result;
+        result.pattern = pattern;
+        result.digits = digits;
+        result.contractions = contractions;
+        return result;
+    };
+    const std::string tail = R"(|\s*[\r\n]+|\s+(?!\S)|\s+)";
+    if (e == R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)" ||
+        e == R"('(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)")
+        return made(PretokenPattern::gpt2, 0, true);
+    for (const int digits : {1, 3}) {
+        const std::string number = digits == 1 ? R"(|\p{N}|)" : R"(|\p{N}{1,3}|)";
+        if (e == R"({C}|[^\r\n\p{L}\p{N}]?\p{L}+)" + number + R"( ?[^\s\p{L}\p{N}]+[\r\n]*)" + tail)
+            return made(PretokenPattern::cl100k, digits, true);
+        for (const bool contractions : {false, true}) {
+            const std::string c = contractions ? "{C}?" : "";
+            const std::string first =
+                R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+)";
+            const std::string second =
+                R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*)";
+            if (e == first + c + "|" + second + c + number + R"( ?[^\s\p{L}\p{N}]+[\r\n/]*)" + tail)
+                return made(PretokenPattern::o200k, digits, contractions);
+        }
+    }
+    return std::nullopt;
+}
+
+}  // namespace fastllm
