@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -96,6 +100,17 @@ def test_nothing_else_is_served(port: int) -> None:
 def test_a_request_for_another_host_is_refused(port: int) -> None:
     assert get(port, "/", host="evil.example")[0] == 403
     assert get(port, "/", host=f"localhost:{port}")[0] == 200
+
+
+def test_the_command_serves_until_interrupted() -> None:
+    command = [sys.executable, "-m", "fastllm_planner", "serve", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        address = re.search(r"http://127\.0\.0\.1:(\d+)/", process.stderr.readline())
+        assert address
+        assert get(int(address[1]), "/")[0] == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
 
 
 def test_a_taken_port_is_one_error(port: int, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,7 +101,9 @@ def verdict(plan: Plan) -> str:
     if not plan.fits:
         return f"{subject} does not fit: {used}."
     word = "fits, barely" if plan.tight else "fits"
-    sentence = f"{subject} {word}: {used}, about {100 * plan.step.mfu():.0f}% MFU"
+    sentence = f"{subject} {word}: {used}"
+    if job.cluster.device.architecture != "cpu":  # a CPU's peak is a prior: no MFU to speak of
+        sentence += f", about {100 * plan.step.mfu():.0f}% MFU"
     if plan.days is not None and job.tokens is not None:
         return f"{sentence}, {days(plan.days)} for {count(job.tokens)} tokens."
     return f"{sentence}, {duration(plan.step.total)} a step."
