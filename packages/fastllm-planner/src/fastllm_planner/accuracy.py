@@ -35,6 +35,6 @@ def accuracy_sentence() -> str:
     time, memory = totals["time"], totals["memory"]
     return (
         f"Of {time.rows} published runs, each predicted by what other series say, the step time is "
-        f"{time.median_pct:g}% off (median; {time.within_20_pct:.0f}% of them within 20%), the "
-        f"memory of {memory.rows} {memory.median_pct:g}%."
+        f"{time.median_pct:g}% off (median; {time.within_20_pct:.0f}% of them within 20%); memory, "
+        f"known of {memory.rows}, is {memory.median_pct:g}% off."
     )

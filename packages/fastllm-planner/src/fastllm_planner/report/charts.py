@@ -261,7 +261,9 @@ def parallel_map(cells: Sequence[Cell], chosen: tuple[int, int]) -> str:
             kind, label = f"h-{min(9, int(10 * cell.speed / best))}", f"{cell.speed:,.0f}"
         tip = f"TP {cell.tp}, PP {cell.pp}: {cell.words}"
         body.append(box(x, y, width - 3, height - 3, kind, tip, focus=True))
-        ink = "on-dark" if cell.speed and cell.speed > 0.6 * best else ""
+        ink = ""
+        if cell.speed:
+            ink = "on-dark" if cell.speed > 0.6 * best else "on-light"
         body.append(text(x + width / 2 - 1, y + 20, label, anchor="middle", kind=ink))
         if (cell.tp, cell.pp) == chosen:
             body.append(box(x, y, width - 3, height - 3, "h-chosen"))
