@@ -64,7 +64,8 @@ def command(as_json: bool, **options: Any) -> int:
     if as_json:
         click.echo(json.dumps(estimate_to_json(plan, sentence, reasons), indent=2))
     elif reasons:
-        click.echo(sentence)
+        listed = "".join(f"\n  - {reason}" for reason in reasons)
+        click.echo(f"{job.name}: this layout cannot run:{listed}")
     else:
         click.echo(f"{render_plan(plan)}\n\n{render_assumptions(job)}")
     return 0 if plan.fits and not reasons else 1
