@@ -119,3 +119,9 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path: Path, text: str) -> None
 
 def test_the_profile_file_names_its_schema() -> None:
     assert json.loads(save_profile(Profile()))["schema"] == 1
+
+
+def test_one_measurement_is_weaker_evidence_than_many() -> None:
+    one = fit_profile([measured(10.0, 0.0, 20.0)]).compute
+    many = fit_profile([measured(10.0, 0.0, 20.0)] * 50).compute
+    assert 1.2 < one < many - 0.02

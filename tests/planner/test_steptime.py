@@ -140,3 +140,36 @@ def test_a_cpu_plan_has_a_time() -> None:
     layout = Layout(dp=2, global_batch=16, micro_batch=4, seq_len=256, dtype="fp32")
     estimate = estimate_step(spec, layout, Cluster(gpu("cpu"), 2), backend("fastllm"))
     assert 0.05 < estimate.total < 60
+
+
+def test_flash_attention_runs_at_its_published_rate() -> None:
+    """FA2 on A100, causal, head width 128, 16k: 4 + 10 x 4/4 units of work at 189 TFLOP/s
+    (arXiv:2307.08691 figure 5, forward and backward together)."""
+    spec = replace(preset("llama-2-7b"), hidden=2048, heads=16, kv_heads=16)
+    layout = Layout(seq_len=16384)
+    t = layer_time_of(spec, layout, gpu("A100"), backend("fsdp"))
+    forward = 4 * 16384**2 * 2048 / 2
+    rate = 3.5 * forward / (t.attention_fwd + t.attention_bwd)
+    assert rate / gpu("A100").sustained == pytest.approx(189e12, rel=0.05)
+
+
+def test_early_stop_skips_the_last_projection() -> None:
+    layout = Layout(dp=8, global_batch=64, zero_stage=3, recompute="full", seq_len=4096)
+    cluster = Cluster(gpu("H100"), 8)
+    stops = backend("fsdp")
+    plain = replace(stops, early_stop=False)
+    early = estimate_step(SPEC, layout, cluster, stops, Profile()).recompute
+    whole = estimate_step(SPEC, layout, cluster, plain, Profile()).recompute
+    # of the products' 28672 / 104448; attention and elementwise work are repeated all the same
+    assert 0.18 < 1 - early / whole < 28672 / (2 * 8192 + 2 * 1024 + 3 * 28672)
+
+
+def test_hidden_communication_still_costs_multiprocessors() -> None:
+    """FSDP that hides everything is still slower than no communication at all."""
+    layout = Layout(dp=8, global_batch=8, zero_stage=3, seq_len=8192)
+    cluster = Cluster(gpu("H100"), 8)
+    hides = replace(backend("fsdp"), zero3_overlap=1.0)
+    shows = replace(backend("fsdp"), zero3_overlap=0.0)
+    hidden = estimate_step(SPEC, layout, cluster, hides, Profile()).dp_comm
+    shown = estimate_step(SPEC, layout, cluster, shows, Profile()).dp_comm
+    assert hidden == pytest.approx(0.15 * shown)
