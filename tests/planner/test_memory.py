@@ -17,6 +17,7 @@ from fastllm_planner.memory import (
     stage_memory,
 )
 from fastllm_planner.model_sums import model_sums
+from fastllm_planner.steptime import estimate_step
 
 GPT = ArchSpec(
     "gpt2", 48, 6144, 48, 48, 128, 24576, 51200, 2048, mlp="gelu", norm="layernorm",
@@ -207,3 +208,26 @@ def test_required_is_what_cannot_be_given_back() -> None:
         preset("llama-2-7b"), Layout(global_batch=1), Cluster(gpu("H200"), 1), backend("fsdp"), 0
     )
     assert stage.allocated < stage.required < stage.total
+
+
+def test_states_go_to_drives_when_memory_cannot_hold_them() -> None:
+    """ZeRO-Infinity: 14 or 16 bytes per parameter on the node's drives, buffers in memory."""
+    spec = preset("llama-2-70b")
+    n = count_params(spec)
+    layout = Layout(dp=8, zero_stage=3, global_batch=8, offload="optimizer", recompute="full")
+    small = Cluster(gpu("H100"), 8, host_memory_bytes=512 * GIB)
+    drives = replace(small, nvme_bytes=8 * 2**40)
+    b = backend("fastllm")
+    without = estimate_memory(spec, layout, small, b)
+    spilled = estimate_memory(spec, layout, drives, b)
+    assert (without.nvme_bytes, without.fits(small)) == (0, False)
+    assert spilled.nvme_bytes == pytest.approx(14 * n)
+    assert spilled.host_bytes < 64 * GIB
+    assert spilled.fits(drives)
+    assert not spilled.fits(replace(drives, nvme_bytes=2**39))
+    params = estimate_memory(spec, replace(layout, offload="optimizer+params"), drives, b)
+    assert params.nvme_bytes == pytest.approx(16 * n)
+    assert (
+        estimate_step(spec, layout, drives, b).offload
+        > 5 * estimate_step(spec, layout, replace(drives, host_memory_bytes=None), b).offload
+    )

@@ -15,6 +15,7 @@ from fastllm_planner.backends import Backend
 from fastllm_planner.hardware import GIB, Cluster
 from fastllm_planner.layout import Layout
 from fastllm_planner.model_sums import ModelSums, model_sums
+from fastllm_planner.offload import host_and_nvme_bytes
 
 # Share of the allocator's cache that cannot be given back when memory runs out (it splits blocks).
 IRREDUCIBLE_FRAGMENTATION = 0.5
@@ -117,9 +118,10 @@ class MemoryEstimate:
         return max(stage.required for stage in self.stages)
 
     def fits(self, cluster: Cluster) -> bool:
-        host = cluster.host_memory_bytes
+        host, nvme = cluster.host_memory_bytes, cluster.nvme_bytes
         host_ok = host is None or self.host_bytes <= host
-        return self.required <= cluster.device.memory_bytes and host_ok
+        nvme_ok = self.nvme_bytes <= (nvme or 0)
+        return self.required <= cluster.device.memory_bytes and host_ok and nvme_ok
 
 
 @lru_cache(maxsize=4096)
@@ -303,25 +305,12 @@ def _states(
     return weights, gradients, optimizer
 
 
-def _host_bytes(spec: ArchSpec, layout: Layout, cluster: Cluster) -> float:
-    """CPU bytes per node with offload: DeepSpeed's estimators (stage_1_and_2.py, stage3.py)."""
-    if layout.offload == "none":
-        return 0.0
-    params = float(model_sums(spec).total)
-    per_node = min(cluster.gpus_per_node, layout.world_size)
-    nodes = -(-layout.world_size // cluster.gpus_per_node)
-    if layout.zero_stage < 3:
-        return params * max(4.0 * per_node, 16.0 / nodes) * 1.5
-    bytes_per_param = 18.0 if layout.offload == "optimizer+params" else 16.0
-    return bytes_per_param * params / nodes * 1.5
-
-
 def estimate_memory(
     spec: ArchSpec, layout: Layout, cluster: Cluster, backend: Backend
 ) -> MemoryEstimate:
     """Memory of every stage of a layout."""
     stages = tuple(stage_memory(spec, layout, cluster, backend, i) for i in range(layout.pp))
-    return MemoryEstimate(stages, _host_bytes(spec, layout, cluster), 0.0)
+    return MemoryEstimate(stages, *host_and_nvme_bytes(spec, layout, cluster))
 
 
 def peak_bytes(spec: ArchSpec, layout: Layout, cluster: Cluster, backend: Backend) -> float:

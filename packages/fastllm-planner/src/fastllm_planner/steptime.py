@@ -21,6 +21,7 @@ from fastllm_planner.kernels import LayerTime, layer_time_of
 from fastllm_planner.layout import Layout
 from fastllm_planner.memory import stage_layers
 from fastllm_planner.model_sums import model_sums
+from fastllm_planner.offload import offload_seconds
 from fastllm_planner.profile import Profile
 
 # Slower steps with more nodes: stragglers and jitter. dgxc: 1-3 % from 1 to 256 nodes.
@@ -33,9 +34,6 @@ OPTIMIZER_BYTES_MOVED = 30.0
 CONTENTION = 0.15
 # Transformer Engine gathers fp8 activations as fp8 and scatters sums in bf16: (1 + 2) / 4 bytes.
 FP8_TP_SHARE = 0.75
-# Host Adam streams gradient, master and moments through DRAM; bandwidth per node is a prior.
-HOST_ADAM_BYTES = 28.0
-HOST_MEMORY_BANDWIDTH = 150e9
 
 
 @dataclass(frozen=True)
@@ -227,19 +225,11 @@ def _dp_seconds(
 
 def _optimizer_seconds(spec: ArchSpec, layout: Layout, cluster: Cluster) -> tuple[float, float]:
     """Seconds of the update on the device, and of host work and transfers with offload."""
-    sums = model_sums(spec)
+    if layout.offload != "none":
+        return 0.0, offload_seconds(spec, layout, cluster)
     shard = layout.shard_size if layout.zero_stage >= 1 else 1
-    owned = sums.total / layout.tp / layout.pp / shard
-    device = cluster.device
-    if layout.offload == "none":
-        return OPTIMIZER_BYTES_MOVED * owned / (device.memory_bandwidth * 0.7), 0.0
-    per_node = min(cluster.gpus_per_node, layout.world_size)
-    host = HOST_ADAM_BYTES * owned * per_node / HOST_MEMORY_BANDWIDTH
-    moved = 4.0 * owned  # bf16 gradients out, bf16 weights back
-    if layout.offload == "optimizer+params":
-        # weights come in for the forward and the backward pass of every micro-batch
-        moved += 4.0 * sums.total / layout.tp / layout.pp / shard * layout.micro_batches
-    return 0.0, host + moved / device.host_bandwidth
+    owned = model_sums(spec).total / layout.tp / layout.pp / shard
+    return OPTIMIZER_BYTES_MOVED * owned / (cluster.device.memory_bandwidth * 0.7), 0.0
 
 
 class _Step(NamedTuple):
