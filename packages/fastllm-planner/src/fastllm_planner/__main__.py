@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import click
 
-from fastllm_planner.arch.spec import ArchError
 from fastllm_planner.cli.app import VERBS, app
 from fastllm_planner.errors import UserError
 
@@ -32,17 +31,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (head, less) closed the pipe: nothing is wrong, and nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (UserError, ArchError) as error:
-        if debug:
-            raise
-        _say("error", str(error), error.hint)
-        return 2
     except Exception as error:
         if debug:
             raise
+        return _report(error)
+
+
+def _report(error: Exception) -> int:
+    """Print an error in the one form they all have; a user's mistake carries its own hint."""
+    # Imported here: the package behind it would double the time that --help takes.
+    from fastllm_planner.arch.spec import ArchError
+
+    if isinstance(error, UserError | ArchError):
+        _say("error", str(error), error.hint)
+    else:
         text = f"unexpected {type(error).__name__}: {error}"
         _say("error", text, "run again with --debug for the traceback")
-        return 2
+    return 2
 
 
 def _debug_wanted(args: Sequence[str]) -> bool:
