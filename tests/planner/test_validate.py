@@ -111,6 +111,19 @@ def test_stacks_are_recognised(tmp_path: Path, source: str, flash: str, name: st
     assert one(tmp_path, source=source, flash=flash).backend.name == name
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("A100-80G-SXM?", "A100-80G"),
+        ("H100-96G-HBM2e-500W", "H100-96G"),
+        ("H100-80G-SXM5", "H100-SXM"),
+        ("V100-SXM2-32G", "V100-32G"),
+    ],
+)
+def test_boards_are_found_by_longer_names(tmp_path: Path, name: str, found: str) -> None:
+    assert one(tmp_path, gpu=name).cluster.gpu.name == found
+
+
 def test_an_unnamed_mlp_follows_from_its_width(tmp_path: Path) -> None:
     assert one(tmp_path, mlp="").spec.mlp == "swiglu"
     assert one(tmp_path, mlp="", ffn_hidden="16384").spec.mlp == "gelu"

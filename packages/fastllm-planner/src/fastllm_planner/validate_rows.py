@@ -16,7 +16,7 @@ from typing import Literal
 from fastllm_planner.arch import ArchError, ArchSpec
 from fastllm_planner.backends import Backend, detect_backend
 from fastllm_planner.errors import UserError
-from fastllm_planner.hardware import GIB, Cluster, gpu
+from fastllm_planner.hardware import GIB, Cluster, Gpu, gpu
 from fastllm_planner.layout import Layout, Recompute
 
 MemoryKind = Literal["allocated", "reserved", "device", "oom", "none"]
@@ -221,8 +221,19 @@ def _shard_group(sharding: str, text: str, ranks: int) -> int:
     return size if 0 < size < ranks and ranks % size == 0 else 0
 
 
+def _device(name: str) -> Gpu:
+    """The board by its name, or by the name without its last parts ("H100-96G-HBM2e-500W")."""
+    parts = name.split("-")
+    for length in range(len(parts), 1, -1):
+        try:
+            return gpu("-".join(parts[:length]))
+        except UserError:
+            continue
+    return gpu(parts[0])
+
+
 def _cluster(cell: Mapping[str, str], text: str, layout: Layout) -> Cluster:
-    device = gpu(cell["gpu"].rstrip("?"))
+    device = _device(cell["gpu"].rstrip("?"))
     per_node = _int(cell, "gpus_per_node", 8)
     node_gbit: float | None = None
     if found := re.search(r"(\d+)\s*x\s*(?:OmniPath\s*|IB\s*|EFA\s*)?(\d+)\s*Gb", text):
