@@ -11,8 +11,9 @@ from fastllm_planner.hardware import Gpu, attention_rate
 from fastllm_planner.layout import Layout
 
 TILE_M, TILE_N = 128, 128
-# A tile's prologue and epilogue take a fixed time, so the contraction length at which it reaches half
-# of its rate grows with the rate of one multiprocessor: about 90 on A100, 210 on H100, 320 on B200.
+# A tile's prologue and epilogue take a fixed time, so the contraction length at which it reaches
+# half of its rate grows with the rate of one multiprocessor: about 90 on A100, 210 on H100, 320 on
+# B200.
 HALF_K_PER_TFLOPS = 40.0
 
 
