@@ -5,7 +5,6 @@ How fast that starts is measured by ``benchmarks/bench_startup.py``.
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import tomllib
