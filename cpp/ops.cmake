@@ -2,6 +2,7 @@
 set(FASTLLM_OPS
     glu
     rmsnorm
+    rope
 )
 
 set(FASTLLM_OP_BINDINGS bindings/cpu_isa.cpp bindings/dlpack_tensor.cpp)

@@ -25,6 +25,7 @@ from fastllm_core import _core
 from fastllm_train.ops.glu import geglu, swiglu
 from fastllm_train.ops.registration import contiguous_capsule
 from fastllm_train.ops.rmsnorm import rmsnorm, rmsnorm_residual
+from fastllm_train.ops.rope import rope
 
 EPS = 1e-6
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -116,7 +117,37 @@ def glu_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> list[Case
     return cases
 
 
-OPERATORS = (rmsnorm_cases, glu_cases)
+def rope_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> list[Case]:
+    head_dim = 128
+    x = torch.randn(1, rows, cols // head_dim, head_dim).to(dtype)
+    y = torch.empty_like(x)
+    angle = torch.rand(rows, head_dim // 2) * 6.0
+    cos, sin = angle.cos(), angle.sin()
+    wide_cos, wide_sin = (torch.cat((t, t), -1)[None, :, None].to(dtype) for t in (cos, sin))
+
+    def eager() -> object:
+        first, second = x.chunk(2, dim=-1)
+        return x * wide_cos + torch.cat((-second, first), dim=-1) * wide_sin
+
+    return [
+        Case(
+            f"rope {label}",
+            2 * x.nbytes,
+            kernel_call(_core.rope, x, cos, sin, None, y, False, False),
+            lambda: rope(x, cos, sin),
+            eager,
+        ),
+        Case(
+            f"rope interleaved {label}",
+            2 * x.nbytes,
+            kernel_call(_core.rope, x, cos, sin, None, y, True, False),
+            lambda: rope(x, cos, sin, interleaved=True),
+            eager,
+        ),
+    ]
+
+
+OPERATORS = (rmsnorm_cases, glu_cases, rope_cases)
 
 
 def medians(

@@ -6,6 +6,7 @@ namespace fastllm::bindings {
 namespace {
 
 // Codes of DLDataTypeCode.
+constexpr std::uint8_t kInt = 0;
 constexpr std::uint8_t kFloat = 2;
 constexpr std::uint8_t kBfloat = 4;
 
@@ -101,22 +102,53 @@ const DlpackTensor& DlpackTensor::writable() const {
     return *this;
 }
 
-const DlpackTensor& DlpackTensor::dense(DType expected) const {
+const DlpackTensor& DlpackTensor::typed(DType expected) const {
     if (dtype() != expected) {
         fail(std::string("is ") + name_of(dtype()) + ", expected " + name_of(expected));
-    }
-    const dlpack::Tensor& t = tensor();
-    if (t.strides != nullptr && count() > 0) {
-        std::int64_t stride = 1;
-        for (int i = t.ndim - 1; i >= 0; --i) {
-            if (t.shape[i] != 1 && t.strides[i] != stride) fail("is not contiguous");
-            stride *= t.shape[i];
-        }
     }
     if (reinterpret_cast<std::uintptr_t>(data()) % size_in_bytes(expected) != 0) {
         fail("is not aligned to its element size");
     }
     return *this;
+}
+
+const DlpackTensor& DlpackTensor::contiguous() const {
+    std::int64_t expected = 1;
+    for (int i = ndim() - 1; i >= 0 && count() > 0; --i) {
+        if (size(i) != 1 && stride(i) != expected) fail("is not contiguous");
+        expected *= size(i);
+    }
+    return *this;
+}
+
+const DlpackTensor& DlpackTensor::dense_int64() const {
+    const dlpack::Tensor& t = tensor();
+    if (t.type_lanes != 1 || t.type_code != kInt || t.type_bits != 64) fail("is not int64");
+    if (reinterpret_cast<std::uintptr_t>(data()) % sizeof(std::int64_t) != 0) {
+        fail("is not aligned to its element size");
+    }
+    return contiguous();
+}
+
+std::int64_t DlpackTensor::stride(int dimension) const {
+    const int index = dimension < 0 ? dimension + ndim() : dimension;
+    if (tensor().strides != nullptr) return tensor().strides[index];
+    std::int64_t product = 1;
+    for (int i = ndim() - 1; i > index; --i) product *= size(i);
+    return product;
+}
+
+std::pair<std::uintptr_t, std::uintptr_t> DlpackTensor::extent() const {
+    const auto base = reinterpret_cast<std::uintptr_t>(data());
+    if (count() == 0) return {base, base};
+    std::int64_t first = 0;
+    std::int64_t last = 0;
+    for (int i = 0; i < ndim(); ++i) {
+        const std::int64_t reach = (size(i) - 1) * stride(i);
+        (reach < 0 ? first : last) += reach;
+    }
+    const std::int64_t bytes = tensor().type_bits / 8;
+    return {base + first * bytes, base + (last + 1) * bytes};
 }
 
 const DlpackTensor& DlpackTensor::shaped(const std::vector<std::int64_t>& expected) const {
@@ -145,10 +177,8 @@ MaybeTensor optional_tensor(const char* op, const char* name, py::handle object)
 namespace {
 
 void require_disjoint(const DlpackTensor& output, const DlpackTensor& other) {
-    const auto begin = reinterpret_cast<std::uintptr_t>(output.data());
-    const auto end = begin + output.count() * size_in_bytes(output.dtype());
-    const auto other_begin = reinterpret_cast<std::uintptr_t>(other.data());
-    const auto other_end = other_begin + other.count() * size_in_bytes(other.dtype());
+    const auto [begin, end] = output.extent();
+    const auto [other_begin, other_end] = other.extent();
     if (begin < other_end && other_begin < end) {
         output.fail(std::string("overlaps ") + other.name());
     }
@@ -167,6 +197,14 @@ void require_disjoint(std::initializer_list<const DlpackTensor*> outputs,
             if (*other != nullptr) require_disjoint(**output, **other);
         }
     }
+}
+
+void require_same_or_disjoint(const DlpackTensor& output, const DlpackTensor& input) {
+    bool same = output.data() == input.data() && output.shape() == input.shape();
+    for (int i = 0; same && i < output.ndim(); ++i) {
+        same = output.size(i) == 1 || output.stride(i) == input.stride(i);
+    }
+    if (!same) require_disjoint(output, input);
 }
 
 void require_backend([[maybe_unused]] const DlpackTensor& tensor) {

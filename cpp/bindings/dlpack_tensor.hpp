@@ -11,6 +11,7 @@
 #include <initializer_list>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "fastllm/dtype.hpp"
@@ -62,8 +63,11 @@ class DlpackTensor {
     DlpackTensor& operator=(const DlpackTensor&) = delete;
 
     const DlpackTensor& writable() const;
-    // Of this element type, dense and row-major, and aligned to its elements.
-    const DlpackTensor& dense(DType dtype) const;
+    // Of this element type, and aligned to its elements.
+    const DlpackTensor& typed(DType dtype) const;
+    const DlpackTensor& contiguous() const;  // dense and row-major
+    const DlpackTensor& dense(DType dtype) const { return typed(dtype).contiguous(); }
+    const DlpackTensor& dense_int64() const;
     const DlpackTensor& shaped(const std::vector<std::int64_t>& shape) const;
     const DlpackTensor& like(const DlpackTensor& other) const;    // same shape
     const DlpackTensor& beside(const DlpackTensor& other) const;  // same device
@@ -72,11 +76,14 @@ class DlpackTensor {
     Device device() const;
     std::int32_t device_id() const { return tensor().device_id; }
     std::int32_t ndim() const { return tensor().ndim; }
-    std::int64_t size(int dimension) const;  // negative: from the end
-    std::int64_t count() const;              // of elements
+    std::int64_t size(int dimension) const;    // negative: from the end
+    std::int64_t stride(int dimension) const;  // in elements; negative dimension: from the end
+    std::int64_t count() const;                // of elements
     std::vector<std::int64_t> shape() const;
 
     void* data() const;
+    // First byte and one past the last byte of the elements.
+    std::pair<std::uintptr_t, std::uintptr_t> extent() const;
     template <class T>
     T* data_as() const {
         return static_cast<T*>(data());
@@ -107,10 +114,14 @@ inline const DlpackTensor* pointer_or_null(const MaybeTensor& tensor) {
     return tensor ? &*tensor : nullptr;
 }
 
-// Throws when memory of an output overlaps that of an input or of another output. Null pointers are
-// skipped. All tensors must have passed dense().
+// Throws when memory of an output overlaps that of an input or of another output, from first to
+// last byte. Null pointers are skipped.
 void require_disjoint(std::initializer_list<const DlpackTensor*> outputs,
                       std::initializer_list<const DlpackTensor*> inputs);
+
+// For operators that may work in place: an output may be an input itself, with the same strides,
+// but may not overlap it otherwise.
+void require_same_or_disjoint(const DlpackTensor& output, const DlpackTensor& input);
 
 // Throws when `tensor` is on a CUDA device and this build has no CUDA kernels.
 void require_backend(const DlpackTensor& tensor);

@@ -18,11 +18,6 @@ GluActivation activation_named(const char* op, const std::string& name) {
                           "\", expected silu or gelu");
 }
 
-// Elementwise: an output may be an input itself, but not a shifted part of its memory.
-void require_same_or_disjoint(const DlpackTensor& output, const DlpackTensor& input) {
-    if (output.data() != input.data()) require_disjoint({&output}, {&input});
-}
-
 void glu_fwd(py::handle gate_, py::handle up_, py::handle y_, const std::string& activation,
              std::uintptr_t stream) {
     const char* op = "glu_fwd";

@@ -14,25 +14,33 @@ namespace py = pybind11;
 
 namespace {
 
-using fastllm::DType;
 namespace dlpack = fastllm::bindings::dlpack;
 
-DType dtype_named(const std::string& name) {
-    for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
-        if (name == fastllm::name_of(dtype)) return dtype;
+// An element type by the name that torch and numpy give it; codes are those of DLDataTypeCode.
+struct ElementType {
+    const char* name;
+    std::uint8_t code;
+    std::uint8_t bits;
+};
+constexpr ElementType kElementTypes[] = {
+    {"float32", 2, 32}, {"bfloat16", 4, 16}, {"float16", 2, 16}, {"int64", 0, 64}};
+
+ElementType element_type(const std::string& name) {
+    for (const ElementType& type : kElementTypes) {
+        if (name == type.name) return type;
     }
-    throw py::value_error("no dtype " + name);
+    throw py::value_error("no element type " + name);
 }
 
 // A tensor in emulated device memory, `offset` elements into its buffer.
 class DeviceArray {
   public:
     DeviceArray(std::vector<std::int64_t> shape, const std::string& dtype, std::int64_t offset)
-        : shape_(std::move(shape)), dtype_(dtype_named(dtype)) {
+        : shape_(std::move(shape)), type_(element_type(dtype)) {
         std::size_t count = 1;
         for (const std::int64_t size : shape_) count *= static_cast<std::size_t>(size);
-        bytes_ = count * size_in_bytes(dtype_);
-        const std::size_t before = static_cast<std::size_t>(offset) * size_in_bytes(dtype_);
+        bytes_ = count * type_.bits / 8;
+        const std::size_t before = static_cast<std::size_t>(offset) * type_.bits / 8;
         base_ = static_cast<unsigned char*>(emulator::device_malloc(before + bytes_));
         data_ = base_ + before;
     }
@@ -58,8 +66,8 @@ class DeviceArray {
         t.data = data_;
         t.device_type = static_cast<std::int32_t>(fastllm::bindings::Device::kCuda);
         t.ndim = static_cast<std::int32_t>(managed->shape.size());
-        t.type_code = dtype_ == DType::kBFloat16 ? 4 : 2;
-        t.type_bits = static_cast<std::uint8_t>(8 * size_in_bytes(dtype_));
+        t.type_code = type_.code;
+        t.type_bits = type_.bits;
         t.type_lanes = 1;
         t.shape = managed->shape.data();
         managed->base.context = managed;
@@ -84,7 +92,7 @@ class DeviceArray {
     }
 
     std::vector<std::int64_t> shape_;
-    DType dtype_;
+    ElementType type_;
     std::size_t bytes_ = 0;
     unsigned char* base_ = nullptr;
     unsigned char* data_ = nullptr;

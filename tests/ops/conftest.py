@@ -60,7 +60,8 @@ class TorchBackend(Backend):
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype, offset: int = 0) -> torch.Tensor:
         count = torch.Size(shape).numel()
-        memory = torch.full((count + offset,), float("nan"), dtype=dtype, device=self.device)
+        garbage = float("nan") if dtype.is_floating_point else -1
+        memory = torch.full((count + offset,), garbage, dtype=dtype, device=self.device)
         return memory[offset:].view(shape)
 
     def get(self, array: torch.Tensor) -> torch.Tensor:

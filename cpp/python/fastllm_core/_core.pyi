@@ -124,3 +124,15 @@ def glu_bwd(
     activation: str,
     stream: int = 0,
 ) -> None: ...
+
+# rope.cpp
+def rope(
+    x: object,
+    cos: object,
+    sin: object,
+    positions: object | None,
+    y: object,
+    interleaved: bool,
+    inverse: bool,
+    stream: int = 0,
+) -> None: ...

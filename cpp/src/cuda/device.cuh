@@ -53,8 +53,8 @@ __device__ __forceinline__ __half from_float<__half>(float value) {
 template <class T>
 inline constexpr int kPackWidth = 16 / sizeof(T);
 
-// kWidth consecutive elements, held in registers and moved in one access. kWidth is 1 or
-// kPackWidth<T>.
+// kWidth consecutive elements, held in registers. 16 bytes move in one access, any other width
+// element by element.
 template <class T, int kWidth>
 struct alignas(kWidth * sizeof(T)) Pack {
     T lane[kWidth];
@@ -63,8 +63,9 @@ struct alignas(kWidth * sizeof(T)) Pack {
 template <int kWidth, class T>
 __device__ __forceinline__ Pack<T, kWidth> load_pack(const T* p) {
     Pack<T, kWidth> pack;
-    if constexpr (kWidth == 1) {
-        pack.lane[0] = *p;
+    if constexpr (sizeof(pack) != 16) {
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j) pack.lane[j] = p[j];
     } else {
 #if defined(__CUDACC__)
         *reinterpret_cast<uint4*>(&pack) = *reinterpret_cast<const uint4*>(p);
@@ -77,8 +78,9 @@ __device__ __forceinline__ Pack<T, kWidth> load_pack(const T* p) {
 
 template <int kWidth, class T>
 __device__ __forceinline__ void store_pack(T* p, const Pack<T, kWidth>& pack) {
-    if constexpr (kWidth == 1) {
-        *p = pack.lane[0];
+    if constexpr (sizeof(pack) != 16) {
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j) p[j] = pack.lane[j];
     } else {
 #if defined(__CUDACC__)
         *reinterpret_cast<uint4*>(p) = *reinterpret_cast<const uint4*>(&pack);

@@ -120,6 +120,20 @@ FASTLLM_INLINE Vec scale_by_power_of_two(Vec v, Vec n) {
     return {_mm256_mul_ps(first, power_of_two(_mm256_sub_epi32(whole, half)))};
 }
 
+// From 2 * kWidth consecutive values, those at even and at odd places; and back.
+FASTLLM_INLINE void split_pairs(Vec first, Vec second, Vec& even, Vec& odd) {
+    const __m256 e = _mm256_shuffle_ps(first.v, second.v, _MM_SHUFFLE(2, 0, 2, 0));
+    const __m256 o = _mm256_shuffle_ps(first.v, second.v, _MM_SHUFFLE(3, 1, 3, 1));
+    even.v = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(e), _MM_SHUFFLE(3, 1, 2, 0)));
+    odd.v = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(o), _MM_SHUFFLE(3, 1, 2, 0)));
+}
+FASTLLM_INLINE void join_pairs(Vec even, Vec odd, Vec& first, Vec& second) {
+    const __m256 low = _mm256_unpacklo_ps(even.v, odd.v);
+    const __m256 high = _mm256_unpackhi_ps(even.v, odd.v);
+    first.v = _mm256_permute2f128_ps(low, high, 0x20);
+    second.v = _mm256_permute2f128_ps(low, high, 0x31);
+}
+
 FASTLLM_INLINE float largest(Vec a) {
     __m128 m = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
     m = _mm_max_ps(m, _mm_movehl_ps(m, m));

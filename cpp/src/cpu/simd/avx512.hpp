@@ -106,6 +106,22 @@ FASTLLM_INLINE Vec round_to_integer(Vec a) { return {_mm512_roundscale_ps(a.v, 0
 // v * 2^n for integral n.
 FASTLLM_INLINE Vec scale_by_power_of_two(Vec v, Vec n) { return {_mm512_scalef_ps(v.v, n.v)}; }
 
+// From 2 * kWidth consecutive values, those at even and at odd places; and back.
+FASTLLM_INLINE void split_pairs(Vec first, Vec second, Vec& even, Vec& odd) {
+    const __m512i places =
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i next = _mm512_add_epi32(places, _mm512_set1_epi32(1));
+    even.v = _mm512_permutex2var_ps(first.v, places, second.v);
+    odd.v = _mm512_permutex2var_ps(first.v, next, second.v);
+}
+FASTLLM_INLINE void join_pairs(Vec even, Vec odd, Vec& first, Vec& second) {
+    const __m512i places =
+        _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i later = _mm512_add_epi32(places, _mm512_set1_epi32(8));
+    first.v = _mm512_permutex2var_ps(even.v, places, odd.v);
+    second.v = _mm512_permutex2var_ps(even.v, later, odd.v);
+}
+
 FASTLLM_INLINE float largest(Vec a) {
     const __m256 upper = _mm512_extractf32x8_ps(a.v, 1);
     const __m256 m8 = _mm256_max_ps(_mm512_castps512_ps256(a.v), upper);

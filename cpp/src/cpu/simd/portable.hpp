@@ -108,6 +108,24 @@ FASTLLM_INLINE Vec scale_by_power_of_two(Vec v, Vec n) {
     });
 }
 
+// From 2 * kWidth consecutive values, those at even and at odd places; and back.
+FASTLLM_INLINE void split_pairs(Vec first, Vec second, Vec& even, Vec& odd) {
+    for (int i = 0; i < kWidth / 2; ++i) {
+        even.lane[i] = first.lane[2 * i];
+        odd.lane[i] = first.lane[2 * i + 1];
+        even.lane[kWidth / 2 + i] = second.lane[2 * i];
+        odd.lane[kWidth / 2 + i] = second.lane[2 * i + 1];
+    }
+}
+FASTLLM_INLINE void join_pairs(Vec even, Vec odd, Vec& first, Vec& second) {
+    for (int i = 0; i < kWidth / 2; ++i) {
+        first.lane[2 * i] = even.lane[i];
+        first.lane[2 * i + 1] = odd.lane[i];
+        second.lane[2 * i] = even.lane[kWidth / 2 + i];
+        second.lane[2 * i + 1] = odd.lane[kWidth / 2 + i];
+    }
+}
+
 FASTLLM_INLINE float largest(Vec v) {
     float m = v.lane[0];
     for (int i = 1; i < kWidth; ++i) m = v.lane[i] > m ? v.lane[i] : m;

@@ -2,8 +2,8 @@
 
     swiglu(gate, up) = silu(gate) * up;  geglu(gate, up) = gelu(gate) * up, gelu by its tanh form
 
-element by element, computed in float32 and rounded once; neither the activation nor its derivative is
-kept for the backward pass (formulas in ``cpp/include/fastllm/glu.hpp``).
+element by element, computed in float32 and rounded once; neither the activation nor its derivative
+is kept for the backward pass (formulas in ``cpp/include/fastllm/glu.hpp``).
 """
 
 from __future__ import annotations

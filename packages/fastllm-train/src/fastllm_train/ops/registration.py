@@ -8,7 +8,7 @@ from typing import Any
 import torch  # before fastllm_core: both then share torch's OpenMP threads and their number
 from torch.utils import dlpack
 
-__all__ = ["contiguous_capsule", "define", "stream_of", "with_autograd"]
+__all__ = ["capsule", "contiguous_capsule", "define", "stream_of", "with_autograd"]
 
 # The function behind torch.Tensor.__dlpack__, without its 5 microseconds of Python.
 _to_dlpack: Callable[[torch.Tensor], object] = vars(dlpack)["to_dlpack"]
@@ -35,6 +35,11 @@ def with_autograd(
     torch.library.register_autograd(
         f"fastllm::{name}", backward, setup_context=setup_context, lib=_library
     )
+
+
+def capsule(tensor: torch.Tensor) -> object:
+    """A DLPack capsule of the tensor, with its strides."""
+    return _to_dlpack(tensor)
 
 
 def contiguous_capsule(tensor: torch.Tensor) -> object:

@@ -1,0 +1,90 @@
+// Compiled once per vector level; see simd/simd.hpp.
+#include "rope_kernel.hpp"
+
+#include "simd/simd.hpp"
+
+namespace fastllm::cpu::FASTLLM_ISA {
+namespace {
+
+template <class T>
+void turn_halves(const T* x, T* y, const float* cos, const float* sin, Vec sign,
+                 std::int64_t pairs) {
+    for_each_vec(pairs, [&](std::int64_t i, int, auto lanes) FASTLLM_LAMBDA {
+        const Vec c = load(cos + i, lanes);
+        const Vec s = load(sin + i, lanes) * sign;
+        const Vec a = load(x + i, lanes);
+        const Vec b = load(x + pairs + i, lanes);
+        store(y + i, a * c - b * s, lanes);
+        store(y + pairs + i, multiply_add(b, c, a * s), lanes);
+    });
+}
+
+template <class T>
+void turn_neighbours(const T* x, T* y, const float* cos, const float* sin, float sign,
+                     std::int64_t pairs) {
+    std::int64_t i = 0;
+    for (; i + kWidth <= pairs; i += kWidth) {
+        const Vec c = load(cos + i, AllLanes{});
+        const Vec s = load(sin + i, AllLanes{}) * broadcast(sign);
+        Vec a, b;
+        split_pairs(load(x + 2 * i, AllLanes{}), load(x + 2 * i + kWidth, AllLanes{}), a, b);
+        Vec first, second;
+        join_pairs(a * c - b * s, multiply_add(b, c, a * s), first, second);
+        store(y + 2 * i, first, AllLanes{});
+        store(y + 2 * i + kWidth, second, AllLanes{});
+    }
+    for (; i < pairs; ++i) {
+        const float a = to_float(x[2 * i]);
+        const float b = to_float(x[2 * i + 1]);
+        y[2 * i] = from_float<T>(a * cos[i] - b * (sin[i] * sign));
+        y[2 * i + 1] = from_float<T>(b * cos[i] + a * (sin[i] * sign));
+    }
+}
+
+template <class T>
+void run_tokens(const Rope& r, std::int64_t begin, std::int64_t end) {
+    const std::int64_t pairs = r.rotary_dim / 2;
+    const float sign = r.inverse ? -1.0f : 1.0f;
+    for (std::int64_t t = begin; t < end; ++t) {
+        const std::int64_t batch = t / r.tokens;
+        const std::int64_t token = t % r.tokens;
+        const std::int64_t row = r.positions != nullptr ? r.positions[t] : token;
+        const bool known = row >= 0 && row < r.table_rows;
+        const float* cos = r.cos + (known ? row : 0) * pairs;
+        const float* sin = r.sin + (known ? row : 0) * pairs;
+        for (std::int64_t head = 0; head < r.heads; ++head) {
+            const T* x = static_cast<const T*>(r.x) + batch * r.x_strides.batch +
+                         token * r.x_strides.token + head * r.x_strides.head;
+            T* y = static_cast<T*>(r.y) + batch * r.y_strides.batch + token * r.y_strides.token +
+                   head * r.y_strides.head;
+            if (!known) {
+                const float nan = detail::float_of(0x7fc00000u);
+                for (std::int64_t i = 0; i < r.rotary_dim; ++i) y[i] = from_float<T>(nan);
+            } else if (r.interleaved) {
+                turn_neighbours(x, y, cos, sin, sign, pairs);
+            } else {
+                turn_halves(x, y, cos, sin, broadcast(sign), pairs);
+            }
+            if (x != y) {
+                for (std::int64_t i = r.rotary_dim; i < r.head_dim; ++i) y[i] = x[i];
+            }
+        }
+    }
+}
+
+void run_any(const Rope& r, std::int64_t begin, std::int64_t end) {
+    switch (r.dtype) {
+        case DType::kFloat32:
+            return run_tokens<float>(r, begin, end);
+        case DType::kBFloat16:
+            return run_tokens<bfloat16>(r, begin, end);
+        case DType::kFloat16:
+            return run_tokens<float16>(r, begin, end);
+    }
+}
+
+}  // namespace
+
+const RopeKernels rope = {run_any};
+
+}  // namespace fastllm::cpu::FASTLLM_ISA
