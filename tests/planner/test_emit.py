@@ -57,6 +57,9 @@ def test_train_toml_is_for_the_trainer_only(tmp_path: Path) -> None:
         emit_plan(planned(LAYOUT, 16, stack="megatron-fused"), tmp_path / "a.toml", model="x")
     with pytest.raises(UserError, match="not fp8"):
         emit_plan(planned(LAYOUT, 16, dtype="fp8"), tmp_path / "a.toml", model="x")
+    deep = replace(LAYOUT, dp=4, pp=2, zero_stage=1)
+    with pytest.raises(UserError, match="does not run pp=2"):
+        emit_plan(planned(deep, 16), tmp_path / "a.toml", model="llama-3-8b")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -19,6 +19,16 @@ from fastllm_planner.errors import UserError
 from fastllm_planner.plan import Plan
 from fastllm_planner.plan_text import strategy_words, verdict
 
+# Axes of the search that this version of fastllm-train runs at one size only
+# (tests/contracts/test_emitted_configs.py asks the trainer).
+TRAINER_SIZES = {"pp": 1, "cp": 1, "ep": 1, "virtual_stages": 1}
+
+
+def trainer_pins(targets: Iterable[Path]) -> dict[str, int]:
+    """Where a train.toml is wanted, search only what the trainer runs."""
+    wanted = any(target.suffix == ".toml" for target in targets)
+    return dict(TRAINER_SIZES) if wanted else {}
+
 
 def check_targets(targets: Iterable[Path]) -> None:
     """``UserError`` for a name that says no format or a folder that is not there."""
@@ -78,6 +88,12 @@ def train_toml(plan: Plan, model: str) -> str:
             f"a train.toml is for fastllm-train, the plan is for {job.backend.name}",
             "plan with --backend fastllm",
         )
+    for axis, size in TRAINER_SIZES.items():
+        if getattr(layout, axis) != size:
+            raise UserError(
+                f"fastllm-train does not run {axis}={getattr(layout, axis)} yet",
+                f"plan with --fix {axis}={size}",
+            )
     if job.dtype not in ("fp32", "bf16"):
         raise UserError(f"fastllm-train runs bf16 and fp32, not {job.dtype}", "plan with --dtype")
     if model.lower() in preset_names():

@@ -39,7 +39,7 @@ def command(
     **options: Any,
 ) -> int:
     """Find the fastest strategy that fits."""
-    from fastllm_planner.emit import check_targets, emit_plan
+    from fastllm_planner.emit import check_targets, emit_plan, trainer_pins
     from fastllm_planner.plan import price_layout
     from fastllm_planner.plan_text import (
         render_alternatives,
@@ -54,7 +54,7 @@ def command(
 
     check_targets(emit)
     job = build_job(options)
-    result = search(job, top_k=top_k, pinned=read_pins(fix))
+    result = search(job, top_k=top_k, pinned=trainer_pins(emit) | read_pins(fix))
     plans = [price_layout(job, candidate.layout) for candidate in result.ranked]
     for target in emit if plans else ():
         emit_plan(plans[0], target, model=options["model"])

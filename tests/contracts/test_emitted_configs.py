@@ -1,0 +1,39 @@
+"""The planner emits what the trainer runs: no more, and no less."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastllm_planner.__main__ import main
+from fastllm_planner.emit import TRAINER_SIZES
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = ROOT / "configs" / "quickstart.toml"
+PLAN = "plan --model llama-10m --gpu H100-SXM --gpus 8 --global-batch 16 --seq-len 256"
+
+
+def check(*overrides: str) -> subprocess.CompletedProcess[str]:
+    """``fastllm-train check`` of the quickstart's config with changes."""
+    command = [sys.executable, "-m", "fastllm_train", "check", str(QUICKSTART), *overrides]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("fixed", ["tp=1", "tp=2", "zero-stage=3", "recompute=full"])
+def test_the_trainer_takes_what_is_emitted(fixed: str, tmp_path: Path) -> None:
+    target = tmp_path / "train.toml"
+    assert main([*PLAN.split(), "--fix", fixed, "--emit", str(target)]) == 0
+    done = check(f"base={target}", "precision.dtype=bf16")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_axes_held_at_1_are_those_that_the_trainer_refuses(tmp_path: Path) -> None:
+    target = tmp_path / "train.toml"
+    assert main([*PLAN.split(), "--emit", str(target)]) == 0
+    for axis in TRAINER_SIZES:
+        done = check(f"base={target}", "parallel.dp=2", f"parallel.{axis}=2")
+        assert done.returncode == 2, f"the trainer runs {axis}=2: remove it from TRAINER_SIZES"
+        assert axis in done.stderr
