@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import replace
 from typing import Any
@@ -134,21 +135,25 @@ def test_llama_70b_on_1024_gpus_takes_under_a_second(stack: str) -> None:
     assert seconds < 1.0, f"{seconds:.2f} s of processor time for {result.priced} layouts"
 
 
+MODELS = (
+    ("llama-2-7b", "A100-80G"),
+    ("mixtral-8x7b", "H100-SXM"),
+    ("gpt3-6.7b", "A100-40G"),
+    ("deepseek-v3", "H800-SXM"),
+)
+
+
+@functools.cache
+def runnable(model: str, device: str, stack: str, flash: bool) -> tuple[Job, list[Layout]]:
+    question = job(model, device, 64, stack, global_batch=512, flash=flash)
+    return question, [s for s in shapes(question, {}) if not question.reasons_against(s)]
+
+
 @st.composite
 def layouts(draw: st.DrawFn) -> tuple[Job, Layout]:
-    model, device = draw(
-        st.sampled_from(
-            [
-                ("llama-2-7b", "A100-80G"),
-                ("mixtral-8x7b", "H100-SXM"),
-                ("gpt3-6.7b", "A100-40G"),
-                ("deepseek-v3", "H800-SXM"),
-            ]
-        )
-    )
+    model, device = draw(st.sampled_from(MODELS))
     stack = draw(st.sampled_from(backend_names()))
-    question = job(model, device, 64, stack, global_batch=512, flash=draw(st.booleans()))
-    candidates = [s for s in shapes(question, {}) if not question.reasons_against(s)]
+    question, candidates = runnable(model, device, stack, draw(st.booleans()))
     shape = draw(st.sampled_from(candidates))
     micro = draw(st.sampled_from([1, 2, 4]))
     sequence = draw(st.booleans()) and shape.tp > 1
