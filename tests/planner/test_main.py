@@ -40,6 +40,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
             ["error: no such thing", "hint: try another"],
         ),
         (UserError("two\nlines"), 2, ["error: two lines"]),
+        (UserError("red \x1b[31m file"), 2, ["error: red ?[31m file"]),
         (
             ZeroDivisionError("division by zero"),
             2,
@@ -50,7 +51,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         ),
         (KeyboardInterrupt(), 130, ["error: interrupted"]),
     ],
-    ids=["user", "newline", "unexpected", "interrupt"],
+    ids=["user", "newline", "escape", "unexpected", "interrupt"],
 )
 def test_errors_have_one_form(
     error: BaseException,

@@ -82,6 +82,41 @@ def test_a_config_json_plans_like_its_preset(
     assert by_file["plans"] == by_name["plans"]
 
 
+@pytest.mark.parametrize("spelling", ["config.json", ".", "{folder}", "{folder}/config.json"])
+def test_a_folder_names_its_model(
+    spelling: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    config = json.dumps(to_hf_config(preset("llama-3-8b")))
+    (folder / "config.json").write_text(config, encoding="utf-8")
+    monkeypatch.chdir(folder)
+    model = spelling.format(folder=folder)
+    status, out, _ = run(PLAN_8B.replace("llama-3-8b", model), capsys)
+    assert status == 0
+    assert out.startswith("my-model on 64 × H100-SXM")
+
+
+def test_a_hostile_folder_name_stays_a_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "x\ntouch owned\n#SBATCH --uid=0"
+    folder.mkdir()
+    config = json.dumps(to_hf_config(preset("llama-3-8b")))
+    (folder / "config.json").write_text(config, encoding="utf-8")
+    script, toml = tmp_path / "slurm.sh", tmp_path / "train.toml"
+    command = ["plan", "--model", str(folder), *PLAN_8B.split()[3:]]
+    assert main([*command, "--emit", str(script), "--emit", str(toml)]) == 0
+    capsys.readouterr()
+    lines = script.read_text(encoding="utf-8").splitlines()
+    assert all(not line.startswith(("touch", "#SBATCH --uid")) for line in lines)
+    config_read = tomllib.loads(toml.read_text(encoding="utf-8"))
+    assert config_read["model"] == {"hf_config": str(folder)}
+
+
 def test_estimate_of_the_planned_layout_is_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     data = run_json(PLAN_8B, capsys)
     chosen = data["plans"][0]

@@ -75,9 +75,14 @@ def _usage_error(error: click.ClickException, args: Sequence[str]) -> int:
 def _say(kind: str, message: str, hint: str = "") -> None:
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     red, cyan, end = ("\033[31m", "\033[36m", "\033[0m") if colour else ("", "", "")
-    print(f"{red}{kind}:{end} {' '.join(message.split())}", file=sys.stderr)
+    print(f"{red}{kind}:{end} {_one_line(message)}", file=sys.stderr)
     if hint:
-        print(f"{cyan}hint:{end} {' '.join(hint.split())}", file=sys.stderr)
+        print(f"{cyan}hint:{end} {_one_line(hint)}", file=sys.stderr)
+
+
+def _one_line(text: str) -> str:
+    """Without line breaks, and without the escape codes that a file's name may carry."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
 if __name__ == "__main__":

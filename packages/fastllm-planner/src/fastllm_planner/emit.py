@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
+import re
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -155,7 +155,8 @@ def torchrun_script(plan: Plan, model: str) -> str:
 def slurm_script(plan: Plan, model: str) -> str:
     """``sbatch slurm.sh config.toml``: one torchrun per node, rendezvous on the first."""
     cluster = plan.job.cluster
-    name = shlex.quote(f"fastllm-{Path(model).stem}")
+    del model
+    name = "fastllm-" + re.sub(r"[^A-Za-z0-9._-]+", "-", plan.job.name)
     return "\n".join(
         [
             "#!/usr/bin/env bash",

@@ -96,7 +96,7 @@ def build_job(options: dict[str, Any]) -> Job:
             err=True,
         )
     return Job(
-        name=Path(name).parent.name if name.endswith("config.json") else Path(name).name,
+        name=_display_name(name),
         spec=spec,
         cluster=cluster,
         backend=stack,
@@ -111,3 +111,14 @@ def build_job(options: dict[str, Any]) -> Job:
         profile=profile,
         tp_across_nodes=options["tp_across_nodes"],
     )
+
+
+def _display_name(model: str) -> str:
+    """What a model is called in words and comments: a preset or a folder; one printable line."""
+    path = Path(model)
+    if path.name == "config.json" or path.is_dir():
+        folder = path.parent if path.name == "config.json" else path
+        model = folder.resolve().name or "model"
+    elif path.suffix == ".json":
+        model = path.stem
+    return "".join(char if char.isprintable() else "?" for char in model)
