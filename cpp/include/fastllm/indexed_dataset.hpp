@@ -30,8 +30,8 @@ struct DatasetPosition {
 };
 
 // Writes one dataset in constant memory: `bin` grows at once, lengths and boundaries go to the side
-// files `idx + ".lengths"` and `idx + ".documents"`, from which finish() writes `idx` and removes
-// them.
+// files `idx + ".lengths"` and `idx + ".documents"`, from which finish() writes `idx`. Both
+// stay, so that a finish() that was killed can be done again.
 class IndexedDatasetWriter {
   public:
     // Starts empty, or goes on from `resume_at`, a position that sync() made durable.

@@ -1,7 +1,5 @@
 #include "fastllm/indexed_dataset.hpp"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
@@ -92,8 +90,6 @@ void IndexedDatasetWriter::finish() {
         }
     }
     out.close();
-    ::unlink(lengths_path(idx_).c_str());
-    ::unlink(documents_path(idx_).c_str());
 }
 
 }  // namespace fastllm

@@ -63,16 +63,47 @@ def _file(path: Path) -> Source:
     return Source(str(path), kind, path.stat().st_size)
 
 
-def add_source(builder: DatasetBuilder, source: Source) -> None:
-    """Hand all lines of one input to the builder."""
+def add_source(
+    builder: DatasetBuilder, source: Source, offset: int, line: int, step: int
+) -> Iterator[tuple[int, int]]:
+    """Hand the lines of one input to the builder, from byte ``offset`` (after ``line`` lines) on.
+
+    After about every ``step`` bytes, when all lines so far are written, yields how many bytes (of
+    the decompressed content) and lines that is.
+    """
     if source.kind == "plain":
-        builder.add_file(source.name)
+        # A segment owns the lines that start in it, so any offset is a good one to go on from.
+        while offset < source.size:
+            end = min(source.size, offset + step)
+            builder.add_file(source.name, offset, end, line)
+            offset, line = end, builder.lines_in_source
+            yield offset, line
         return
     with open_source(source) as stream:
-        builder.begin_stream(source.name)
+        _skip(stream, offset, source)
+        builder.begin_stream(source.name, line)
+        fed = 0
         while chunk := stream.read(CHUNK):
-            builder.feed(chunk)
+            newline = chunk.rfind(b"\n") + 1
+            builder.feed(chunk[:newline] if newline else chunk)
+            fed += len(chunk)
+            if newline and fed >= step:
+                builder.end_stream()
+                yield offset + fed - (len(chunk) - newline), builder.lines_in_source
+                builder.begin_stream(source.name, builder.lines_in_source)
+                offset, fed = offset + fed, 0
+            if newline:
+                builder.feed(chunk[newline:])
         builder.end_stream()
+        yield offset + fed, builder.lines_in_source
+
+
+def _skip(stream: BinaryIO, offset: int, source: Source) -> None:
+    while offset > 0:
+        chunk = stream.read(min(CHUNK, offset))
+        if not chunk:
+            raise UserError(f"{source.name}: shorter than when the run was stopped")
+        offset -= len(chunk)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +31,13 @@ class Target:
         return any(self.file(suffix).exists() for suffix in SUFFIXES)
 
     def publish(self) -> None:
-        """Give the complete files their names; the .idx last, as readers open it first."""
+        """Give the complete files their names; the .idx last, as readers open it first.
+
+        Files that have theirs already are passed over, so this can be done again after a kill.
+        """
         for suffix in (".meta.json", ".bin", ".idx"):
-            self.work_file(suffix).replace(self.file(suffix))
+            if self.work_file(suffix).exists():
+                self.work_file(suffix).replace(self.file(suffix))
 
 
 def targets_of(out: Path, keys: tuple[str, ...], level: str = "document") -> list[Target]:
@@ -46,25 +49,32 @@ def work_folder(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
-def open_work_folder(out: Path, targets: list[Target], *, force: bool) -> Path:
-    """Make the folder for unfinished output. Raises UserError if there is output already."""
-    for target in targets:
-        if target.exists() and not force:
-            raise UserError(f"{target.prefix} exists", "--force replaces it")
+def open_work_folder(out: Path, targets: list[Target], *, force: bool, resume: bool) -> Path:
+    """Make the folder for unfinished output, or take the one that is there.
+
+    Raises UserError if there is output, or unfinished output, that may not be touched.
+    """
     work = work_folder(out)
-    if work.exists():
-        if not force:
-            raise UserError(
-                f"{work} exists: another run is writing it, or one was killed",
-                "--force starts again from nothing",
-            )
-        shutil.rmtree(work)
+    for target in targets:
+        if target.exists() and not force and not (resume and work.exists()):
+            raise UserError(f"{target.prefix} exists", "--force replaces it")
+    if work.exists() and not (force or resume):
+        raise UserError(
+            f"{work} exists: a run is writing it, or was stopped",
+            "--resume goes on with it, --force starts again",
+        )
     try:
-        work.parent.mkdir(parents=True, exist_ok=True)
-        work.mkdir()
+        work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{work}: {error.strerror}") from error
     return work
+
+
+def empty_folder(folder: Path) -> None:
+    """Remove the files in a folder, but for its lock."""
+    for path in folder.iterdir():
+        if path.name != "lock":
+            path.unlink()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

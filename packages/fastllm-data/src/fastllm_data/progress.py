@@ -12,10 +12,13 @@ INTERVAL_SECONDS = 10.0
 
 
 class Progress:
-    """Shows bytes read of ``total`` (0: unknown), documents, tokens, rate and time left."""
+    """Shows bytes read of ``total`` (0: unknown), documents, tokens, rate and time left.
 
-    def __init__(self, total: int) -> None:
-        self._total = total
+    ``done``: bytes that an earlier run has read.
+    """
+
+    def __init__(self, total: int, done: int = 0) -> None:
+        self._total = max(0, total - done)
         self._bar: Any = None
         self._started = self._said = time.monotonic()
 

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastllm_core import DatasetBuilder, Encoder, InputError, python_encoder
 from fastllm_data import __version__
+from fastllm_data.checkpoint import (
+    STATE_FILE,
+    BadLines,
+    Checkpoint,
+    load_checkpoint,
+    lock_folder,
+)
 from fastllm_data.errors import UserError
 from fastllm_data.inputs import Source, add_source, find_sources, sample_texts
-from fastllm_data.output import Target, open_work_folder, sha256_file, targets_of, write_json
+from fastllm_data.output import (
+    Target,
+    empty_folder,
+    open_work_folder,
+    sha256_file,
+    targets_of,
+    write_json,
+)
 from fastllm_data.progress import Progress
 from fastllm_data.tokenizer import Tokenizer, load_tokenizer
 
-BAD_LINES_SHOWN = 5
+CHECKPOINT_BYTES = 256 << 20  # of input: some seconds of work
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,8 @@ class TokenizeOptions:
     verify_sample: int = 32
     reference_only: bool = False
     force: bool = False
+    resume: bool = False
+    checkpoint_bytes: int = CHECKPOINT_BYTES
 
     def recorded(self) -> dict[str, Any]:
         """The switches that decide the bytes of the output."""
@@ -61,7 +78,6 @@ class Summary:
     verified_samples: int
     seconds: float
     counts: dict[str, int]
-    bad_lines: list[str] = field(default_factory=list[str])
 
     def to_dict(self) -> dict[str, Any]:
         mb = self.counts["text_bytes"] / 1e6
@@ -100,28 +116,74 @@ def tokenize(options: TokenizeOptions) -> Summary:
     )
     _check_ids(options, tokenizer)
     targets = targets_of(options.out, options.keys)
-    started = time.perf_counter()
-    work = open_work_folder(options.out, targets, force=options.force)
-    try:
-        encoder, name, verified = choose_encoder(options, tokenizer, sources)
-        builder, bad = _build(options, tokenizer, encoder, sources, targets)
-        counts = builder.counts()
-        for target in targets:
-            _write_sidecar(target, options, tokenizer, sources, counts, name)
-        _publish(targets, bad)
-    except InputError as error:
-        hint = "--on-error skip or quarantine goes on past bad lines" if ":" in str(error) else ""
-        raise UserError(str(error), hint) from error
-    except OSError as error:
-        raise UserError(f"{error.filename or options.out}: {error.strerror or error}") from error
-    finally:
+    work = open_work_folder(options.out, targets, force=options.force, resume=options.resume)
+    with lock_folder(work):
+        if not options.resume:
+            empty_folder(work)
+        at = load_checkpoint(work, _fingerprint(options, tokenizer, sources))
+        try:
+            summary = _run(options, tokenizer, sources, targets, at)
+        except InputError as error:
+            shutil.rmtree(work, ignore_errors=True)
+            hint = "--on-error skip or quarantine goes on past bad lines"
+            raise UserError(str(error), hint if re.search(r":\d+: ", str(error)) else "") from error
+        except (OSError, KeyboardInterrupt) as error:
+            # A full disk or a job's time limit: what is done can be kept.
+            kept = (work / STATE_FILE).exists()
+            if not kept:
+                shutil.rmtree(work, ignore_errors=True)
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            name = error.filename or options.out
+            raise UserError(
+                f"{name}: {error.strerror or error}", "--resume goes on from here" if kept else ""
+            ) from error
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
         shutil.rmtree(work, ignore_errors=True)
+    return summary
+
+
+def _fingerprint(
+    options: TokenizeOptions, tokenizer: Tokenizer, sources: list[Source]
+) -> dict[str, Any]:
+    return {
+        "tokenizer": tokenizer.sha256,
+        "options": options.recorded(),
+        "inputs": [source.describe() for source in sources],
+    }
+
+
+def _run(
+    options: TokenizeOptions,
+    tokenizer: Tokenizer,
+    sources: list[Source],
+    targets: list[Target],
+    at: Checkpoint,
+) -> Summary:
+    started = time.perf_counter()
+    work = targets[0].work
+    name, verified = str(at.fingerprint.get("encoder", "")), 0
+    if at.stage == "build":
+        encoder, name, verified = choose_encoder(options, tokenizer, sources)
+        _build(options, tokenizer, encoder, sources, targets, at)
+        for target in targets:
+            _write_sidecar(target, options, tokenizer, sources, at.counts, name)
+        at.stage = "publish"
+        at.fingerprint["encoder"] = name
+        at.save(work)
+    for suffix in ("errors.txt", "quarantine"):
+        if (work / suffix).exists():
+            (work / suffix).replace(options.out.with_name(f"{options.out.name}.{suffix}"))
+    for target in targets:
+        target.publish()
     return Summary(
         prefixes=[str(target.prefix) for target in targets],
         encoder=name,
         verified_samples=verified,
         seconds=time.perf_counter() - started,
-        counts=counts,
+        counts=at.counts,
     )
 
 
@@ -171,60 +233,55 @@ def _build(
     encoder: Encoder,
     sources: list[Source],
     targets: list[Target],
-) -> tuple[DatasetBuilder, list[Path]]:
-    bad = BadLines(options, targets[0].work)
-    with Progress(sum(source.size for source in sources)) as progress:
-        builder = DatasetBuilder(
-            encoder,
-            keys=list(options.keys),
-            targets=[(str(t.work_file(".bin")), str(t.work_file(".idx"))) for t in targets],
-            eod_id=tokenizer.eod_id,
-            bos_id=tokenizer.bos_id if options.add_bos else None,
-            append_eod=options.append_eod,
-            empty_document=options.empty_doc,
-            int32=tokenizer.int32,
-            stop_on_error=options.on_error == "stop",
-            workers=options.workers,
-            on_bad_line=bad.add,
-            on_written=progress.update,
-        )
-        for source in sources:
-            add_source(builder, source)
+    at: Checkpoint,
+) -> None:
+    """Write .bin and .idx of all targets into their work folder, from the checkpoint on."""
+    work = targets[0].work
+    before = dict(at.counts)
+    bad = BadLines(work, keep=options.on_error == "quarantine", sizes=at.sizes)
+
+    def on_bad_line(source: str, line: int, message: str, raw: bytes) -> None:
+        said = bad.add(source, line, message, raw)
+        if bad.count <= BadLines.SHOWN:
+            print(f"warning: {said}", file=sys.stderr)
+
+    progress = Progress(sum(s.size for s in sources), before.get("input_bytes", 0))
+    builder = DatasetBuilder(
+        encoder,
+        keys=list(options.keys),
+        targets=[(str(t.work_file(".bin")), str(t.work_file(".idx"))) for t in targets],
+        eod_id=tokenizer.eod_id,
+        bos_id=tokenizer.bos_id if options.add_bos else None,
+        append_eod=options.append_eod,
+        empty_document=options.empty_doc,
+        int32=tokenizer.int32,
+        stop_on_error=options.on_error == "stop",
+        workers=options.workers,
+        resume_at=at.positions,
+        on_bad_line=on_bad_line,
+        on_written=progress.update,
+    )
+
+    def counts() -> dict[str, int]:
+        return {name: n + before.get(name, 0) for name, n in builder.counts().items()}
+
+    saved = 0
+    with progress, bad:
+        for i in range(at.source, len(sources)):
+            first: tuple[int, int] = (at.offset, at.line) if i == at.source else (0, 0)
+            step = options.checkpoint_bytes
+            for offset, line in add_source(builder, sources[i], *first, step):
+                if builder.counts()["input_bytes"] - saved >= step // 2:
+                    saved = builder.counts()["input_bytes"]
+                    at.reach(i, offset, line)
+                    at.positions, at.counts, at.sizes = builder.sync(), counts(), bad.sync()
+                    at.save(work)
         builder.finish()
-    return builder, bad.close(options.out)
-
-
-class BadLines:
-    """Lists bad lines in OUT.errors.txt and, for quarantine, keeps them in OUT.quarantine."""
-
-    def __init__(self, options: TokenizeOptions, work: Path) -> None:
-        self._quarantine = options.on_error == "quarantine"
-        self._work = work
-        self._count = 0
-
-    def add(self, source: str, line: int, message: str, raw: bytes) -> None:
-        self._count += 1
-        if self._count <= BAD_LINES_SHOWN:
-            print(f"warning: {source}:{line}: {message}", file=sys.stderr)
-        with (self._work / "errors.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{source}:{line}: {message}\n")
-        if self._quarantine:
-            with (self._work / "quarantine").open("ab") as file:
-                file.write(raw + b"\n")
-
-    def close(self, out: Path) -> list[Path]:
-        """The lists that were written."""
-        if self._count > BAD_LINES_SHOWN:
-            print(f"warning: {self._count} bad lines in all; see {out}.errors.txt", file=sys.stderr)
-        return [p for p in (self._work / "errors.txt", self._work / "quarantine") if p.exists()]
-
-
-def _publish(targets: list[Target], bad: list[Path]) -> None:
-    out = targets[0].work.with_suffix("")
-    for path in bad:
-        path.replace(out.with_name(f"{out.name}.{path.name}"))
-    for target in targets:
-        target.publish()
+        at.counts = counts()
+        bad.sync()
+    if bad.count > BadLines.SHOWN:
+        where = f"see {options.out}.errors.txt"
+        print(f"warning: {bad.count} bad lines in all; {where}", file=sys.stderr)
 
 
 def _write_sidecar(

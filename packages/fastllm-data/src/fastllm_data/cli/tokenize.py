@@ -67,6 +67,14 @@ from fastllm_data.cli.app import ExampleCommand, print_json
     show_default=True,
     help="auto: the fast exact encoder where there is one.",
 )
+@click.option("--resume", is_flag=True, help="Go on with a run that was stopped or killed.")
+@click.option(
+    "--checkpoint-mb",
+    type=click.FloatRange(0, min_open=True),
+    default=256.0,
+    show_default=True,
+    help="Input between points from which --resume can go on.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
@@ -83,6 +91,8 @@ def command(
     workers: int,
     verify_sample: int,
     encoder: str,
+    resume: bool,
+    checkpoint_mb: float,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -107,6 +117,8 @@ def command(
         workers=workers,
         verify_sample=verify_sample,
         reference_only=encoder == "reference",
+        resume=resume,
+        checkpoint_bytes=max(1, int(checkpoint_mb * (1 << 20))),
         force=force,
     )
     summary = tokenize(options)
