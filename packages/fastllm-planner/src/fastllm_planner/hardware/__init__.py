@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 import tomllib
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from fastllm_planner.errors import UserError
+from fastllm_planner.hardware.cpu import PRIOR_MEMORY_GBPS, read_cpu
 
 GIB = 2**30
 
 # A GEMM that nobody measured reaches this share of the datasheet peak: the median of the measured
 # ones (A100 0.87, H100 0.80, B200 0.78, MI300X 0.51) rounded down.
 UNMEASURED_MATMUL_SHARE = 0.78
-# Prior, not a measurement: 8 FMA lanes × 2 × ~2.5 GHz × 2 units at half efficiency, per core.
-CPU_PRIOR_GFLOPS_PER_CORE = 40.0
-CPU_PRIOR_MEMORY_GBPS = 20.0
 
 
 @dataclass(frozen=True)
@@ -225,44 +221,27 @@ def gpu(name: str) -> Gpu:
 @cache
 def cpu_device() -> Gpu:
     """This machine as one device. Rates are priors, not measurements; memory is the kernel's."""
-    cores = _available_cores()
-    tflops = cores * CPU_PRIOR_GFLOPS_PER_CORE / 1e3
-    bandwidth = CPU_PRIOR_MEMORY_GBPS * 1e9
-    rates = (("fp32", tflops), ("bf16", tflops), ("fp16", tflops))
+    facts = read_cpu()
+    bandwidth = PRIOR_MEMORY_GBPS * 1e9
+    fp32, bf16 = facts.fp32_tflops, facts.bf16_tflops
+    rates = (("fp32", fp32), ("bf16", bf16), ("fp16", fp32))
     return Gpu(
-        name=f"cpu-prior-{cores}-cores",
+        name=f"cpu-prior-{facts.cores}-cores",
         peak_tflops=rates,
         matmul_tflops=rates,
         matmul_measured=False,
         sustained=1.0,
-        memory_bytes=_total_memory_bytes(),
+        memory_bytes=facts.memory_bytes,
         memory_bandwidth=bandwidth,
         intra_node_bandwidth=bandwidth / 4,
         peer_bandwidth=bandwidth / 4,
         inter_node_bandwidth=1.25e9,
         host_bandwidth=bandwidth,
-        sms=cores,
+        sms=facts.cores,
         architecture="cpu",
         scale_up=0,
-        source="prior: cores x 40 GFLOP/s; calibrate replaces it",
+        source="prior: cores x clock x FLOPs per cycle; calibrate replaces it",
     )
-
-
-def _available_cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _total_memory_bytes() -> int:
-    """MemTotal of /proc/meminfo; 8 GiB where there is none (not Linux)."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-    except OSError:
-        return 8 * GIB
-    for line in text.splitlines():
-        if line.startswith("MemTotal:"):
-            return int(line.split()[1]) * 1024
-    return 8 * GIB
 
 
 def with_memory(device: Gpu, memory_bytes: int) -> Gpu:
