@@ -4,9 +4,13 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
 #include <stdexcept>
+#include <string>
+#include <utility>
 
 #include "binding.hpp"
+#include "fastllm/gpt_sample.hpp"
 
 namespace py = pybind11;
 
@@ -105,9 +109,102 @@ py::tuple exhaustive_blend(const Array<int64_t>& sizes) {
     return py::make_tuple(index, sample);
 }
 
+// Reads items of one dataset; keeps what it reads from alive.
+class SampleReader {
+  public:
+    SampleReader(const py::buffer& idx, const py::buffer& bin, size_t header_bytes,
+                 size_t sequences, size_t item_size, Array<int32_t> document_index,
+                 py::array sample_index, py::array shuffle_index, const fastllm::SampleRules& rules)
+        : idx_(idx.request()),
+          bin_(bin.request()),
+          document_index_(std::move(document_index)),
+          sample_index_(std::move(sample_index)),
+          shuffle_index_(std::move(shuffle_index)),
+          rules_(rules) {
+        const auto idx_bytes = size_t(idx_.size * idx_.itemsize);
+        if (item_size != 2 && item_size != 4)
+            throw std::invalid_argument("tokens must be uint16 or int32");
+        if (idx_bytes < header_bytes || (idx_bytes - header_bytes) / 12 < sequences)
+            throw std::invalid_argument("the .idx is shorter than its sequences");
+        if (sample_index_.ndim() != 2 || sample_index_.shape(1) != 2 ||
+            shuffle_index_.ndim() != 1 || sample_index_.shape(0) != shuffle_index_.shape(0) + 1)
+            throw std::invalid_argument("sample_index and shuffle_index do not fit");
+        if (rules.seq_length < 1 || (rules.extra != 0 && rules.extra != 1))
+            throw std::invalid_argument("bad sequence length");
+        const char* const lengths = static_cast<const char*>(idx_.ptr) + header_bytes;
+        source_ = {{static_cast<const char*>(bin_.ptr), size_t(bin_.size * bin_.itemsize)},
+                   lengths,
+                   lengths + 4 * sequences,
+                   sequences,
+                   item_size};
+        wide_rows_ = is<int64_t>(sample_index_);
+        wide_order_ = is<int64_t>(shuffle_index_);
+        if ((!wide_rows_ && !is<int32_t>(sample_index_)) ||
+            (!wide_order_ && !is<uint32_t>(shuffle_index_)))
+            throw std::invalid_argument("sample_index or shuffle_index has another dtype");
+    }
+
+    py::tuple read(int64_t i) const {
+        if (i < 0 || i >= shuffle_index_.shape(0))
+            throw py::index_error("sample " + std::to_string(i));
+        const int64_t k = wide_order_
+                              ? static_cast<const int64_t*>(shuffle_index_.data())[i]
+                              : int64_t(static_cast<const uint32_t*>(shuffle_index_.data())[i]);
+        if (k < 0 || k >= shuffle_index_.shape(0))
+            throw std::out_of_range("shuffle_index leads outside");
+        const py::ssize_t length = rules_.seq_length;
+        py::array_t<int64_t> tokens(length), labels(length), positions(length);
+        py::array_t<float> mask(length);
+        fastllm::read_sample(source_, document_index_.data(), size_t(document_index_.size()),
+                             row(k), row(k + 1), rules_, tokens.mutable_data(),
+                             labels.mutable_data(), mask.mutable_data(), positions.mutable_data());
+        return py::make_tuple(std::move(tokens), std::move(labels), std::move(mask),
+                              std::move(positions));
+    }
+
+  private:
+    template <class T>
+    static bool is(const py::array& array) {
+        return py::isinstance<py::array_t<T, py::array::c_style>>(array);
+    }
+    fastllm::SamplePoint row(int64_t k) const {
+        if (wide_rows_) {
+            const auto* const rows = static_cast<const int64_t*>(sample_index_.data());
+            return {rows[2 * k], rows[2 * k + 1]};
+        }
+        const auto* const rows = static_cast<const int32_t*>(sample_index_.data());
+        return {rows[2 * k], rows[2 * k + 1]};
+    }
+
+    py::buffer_info idx_, bin_;
+    Array<int32_t> document_index_;
+    py::array sample_index_, shuffle_index_;
+    bool wide_rows_ = false, wide_order_ = false;
+    fastllm::SampleRules rules_;
+    fastllm::SampleSource source_{};
+};
+
 }  // namespace
 
 FASTLLM_BINDING(gpt_index) {
+    py::class_<SampleReader>(m, "SampleReader")
+        .def(py::init([](const py::buffer& idx, const py::buffer& bin, size_t header_bytes,
+                         size_t sequences, size_t item_size, Array<int32_t> document_index,
+                         py::array sample_index, py::array shuffle_index, int64_t seq_length,
+                         int extra, int64_t pad_id, int64_t eod_id, bool eod_mask_loss,
+                         bool reset_position_ids) {
+                 const fastllm::SampleRules rules{seq_length, extra,         pad_id,
+                                                  eod_id,     eod_mask_loss, reset_position_ids};
+                 return std::make_unique<SampleReader>(
+                     idx, bin, header_bytes, sequences, item_size, std::move(document_index),
+                     std::move(sample_index), std::move(shuffle_index), rules);
+             }),
+             py::kw_only(), py::arg("idx"), py::arg("bin"), py::arg("header_bytes"),
+             py::arg("sequences"), py::arg("item_size"), py::arg("document_index"),
+             py::arg("sample_index"), py::arg("shuffle_index"), py::arg("seq_length"),
+             py::arg("extra"), py::arg("pad_id"), py::arg("eod_id"), py::arg("eod_mask_loss"),
+             py::arg("reset_position_ids"))
+        .def("read", &SampleReader::read);
     m.def("gpt_indices", &gpt_indices, py::kw_only(), py::arg("lengths"), py::arg("documents"),
           py::arg("epochs"), py::arg("separate"), py::arg("seq_length"), py::arg("extra"),
           py::arg("samples"), py::arg("first_part"), py::arg("seed"));

@@ -1,6 +1,7 @@
 """Types of the compiled extension. One section per file of cpp/bindings."""
 
 from collections.abc import Callable
+from mmap import mmap
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,29 @@ class DatasetBuilder:
     def lines_in_source(self) -> int: ...
 
 # gpt_index.cpp
+class SampleReader:
+    def __init__(
+        self,
+        *,
+        idx: mmap | bytes,
+        bin: mmap | bytes,
+        header_bytes: int,
+        sequences: int,
+        item_size: int,
+        document_index: NDArray[np.int32],
+        sample_index: NDArray[Any],
+        shuffle_index: NDArray[Any],
+        seq_length: int,
+        extra: int,
+        pad_id: int,
+        eod_id: int,
+        eod_mask_loss: bool,
+        reset_position_ids: bool,
+    ) -> None: ...
+    def read(
+        self, i: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]: ...
+
 def gpt_indices(
     *,
     lengths: NDArray[np.int32],
@@ -134,5 +158,27 @@ def rope(
     y: object,
     interleaved: bool,
     inverse: bool,
+    stream: int = 0,
+) -> None: ...
+
+# cross_entropy.cpp
+def cross_entropy_fwd(
+    logits: object,
+    labels: object,
+    max: object,
+    sum: object,
+    target: object,
+    first: int = 0,
+    ignore: int = -100,
+    stream: int = 0,
+) -> None: ...
+def cross_entropy_bwd(
+    logits: object,
+    labels: object,
+    lse: object,
+    dloss: object,
+    dlogits: object,
+    first: int = 0,
+    ignore: int = -100,
     stream: int = 0,
 ) -> None: ...

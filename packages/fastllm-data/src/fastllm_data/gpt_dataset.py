@@ -13,9 +13,9 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm_core import gpt_indices
+from fastllm_core import SampleReader, gpt_indices
 from fastllm_data.errors import UserError
-from fastllm_data.indexed_dataset import IndexedDataset
+from fastllm_data.indexed_dataset import HEADER, IndexedDataset
 
 # A last epoch is shuffled apart when it contributes less than this share of its samples.
 SEPARATE_FINAL_EPOCH_SHARE = 0.80
@@ -111,6 +111,10 @@ class GPTDataset:
             self.options.eod_mask_loss or self.options.reset_position_ids
         ):
             raise UserError("eod_mask_loss and reset_position_ids need eod_id")
+        if indexed.dtype.name not in ("uint16", "int32"):
+            raise UserError(
+                f"{indexed.idx_path}: {indexed.dtype.name} tokens; only uint16 and int32 train"
+            )
         lengths = np.array(indexed.lengths)  # an aligned copy
         documents = np.ascontiguousarray(documents, dtype=np.int32)
         total = int(lengths[documents].sum(dtype=np.int64))
@@ -139,47 +143,26 @@ class GPTDataset:
             first_part=self.plan.first_part,
             seed=seed,
         )
-        self._ones = np.ones(seq_len, dtype=np.float32)
-        self._positions = np.arange(seq_len, dtype=np.int64)
+        self._reader = SampleReader(
+            idx=indexed.index_bytes,
+            bin=indexed.data_bytes,
+            header_bytes=HEADER.size,
+            sequences=len(indexed),
+            item_size=indexed.dtype.itemsize,
+            document_index=self.document_index,
+            sample_index=self.sample_index,
+            shuffle_index=self.shuffle_index,
+            seq_length=seq_len,
+            extra=int(self.options.extra_token),
+            pad_id=self.options.pad_id,
+            eod_id=-1 if self.options.eod_id is None else self.options.eod_id,
+            eod_mask_loss=self.options.eod_mask_loss,
+            reset_position_ids=self.options.reset_position_ids,
+        )
 
     def __len__(self) -> int:
         return len(self.shuffle_index)
 
-    def sample_tokens(self, i: int) -> NDArray[np.int64]:
-        """The tokens that sample ``i`` is made of: ``seq_len`` + 1, or fewer at the very end."""
-        if not 0 <= i < len(self):
-            raise IndexError(f"sample {i} of {len(self)}")
-        extra = int(self.options.extra_token)
-        k = int(self.shuffle_index[i])
-        (d0, o0), (d1, o1) = self.sample_index[k].tolist(), self.sample_index[k + 1].tolist()
-        documents = self.document_index[d0 : d1 + 1].tolist()
-        if d0 == d1:
-            return self.indexed.get(documents[0], o0, o1 - o0 + extra).astype(np.int64)
-        parts = [self.indexed.get(documents[0], o0)]
-        parts += [self.indexed.get(d) for d in documents[1:-1]]
-        parts.append(self.indexed.get(documents[-1], 0, o1 + extra))
-        return np.concatenate(parts).astype(np.int64)
-
     def __getitem__(self, i: int) -> Sample:
-        options = self.options
-        text = self.sample_tokens(i)
-        missing = self.seq_len + int(options.extra_token) - len(text)
-        if missing > 0:
-            text = np.concatenate([text, np.full(missing, options.pad_id, dtype=np.int64)])
-        if options.extra_token:
-            tokens, labels = text[:-1].copy(), text[1:].copy()
-        else:
-            tokens, labels = text, np.roll(text, -1)
-            labels[-1] = options.pad_id
-        loss_mask = self._ones.copy()
-        loss_mask[labels == options.pad_id] = 0.0
-        positions = self._positions.copy()
-        if options.eod_mask_loss:
-            loss_mask[tokens == options.eod_id] = 0.0
-        if options.reset_position_ids:
-            for at in np.flatnonzero(tokens == options.eod_id).tolist():
-                positions[at + 1 :] = self._positions[: self.seq_len - at - 1]
-        # Padding must be an id that the embedding has.
-        tokens[tokens == options.pad_id] = 0
-        labels[labels == options.pad_id] = 0
-        return Sample(tokens=tokens, labels=labels, loss_mask=loss_mask, position_ids=positions)
+        tokens, labels, loss_mask, position_ids = self._reader.read(i)
+        return Sample(tokens=tokens, labels=labels, loss_mask=loss_mask, position_ids=position_ids)

@@ -51,7 +51,7 @@ class IndexedDataset:
         self.prefix = Path(prefix)
         self.idx_path = self.prefix.with_name(self.prefix.name + ".idx")
         self.bin_path = self.prefix.with_name(self.prefix.name + ".bin")
-        index = _map(self.idx_path)
+        self.index_bytes = index = _map(self.idx_path)
         self.dtype, sequences, boundaries = self._read_header(index)
         at = HEADER.size
         self.lengths: NDArray[np.int32] = np.frombuffer(index, "<i4", sequences, at)
@@ -59,7 +59,7 @@ class IndexedDataset:
         self.offsets: NDArray[np.int64] = np.frombuffer(index, "<i8", sequences, at)
         at += 8 * sequences
         self.boundaries: NDArray[np.int64] = np.frombuffer(index, "<i8", boundaries, at)
-        data = _map(self.bin_path)
+        self.data_bytes = data = _map(self.bin_path)
         if len(data) % self.dtype.itemsize:
             raise UserError(
                 f"{self.bin_path}: {len(data)} bytes are not whole {self.dtype.name} tokens",
