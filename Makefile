@@ -101,7 +101,8 @@ format: $(VENV)/.stamp-lint  ## rewrite the sources as `make lint` wants them
 	$(BIN)/clang-format -i $$(git ls-files 'cpp/*.hpp' 'cpp/*.cpp' 'cpp/*.cu' 'cpp/*.cuh' 'cpp/*.h' | grep -v third_party)
 
 bench: $(VENV)/.stamp-test  ## the benchmarks that run on a CPU; results on stdout
-	$(ACTIVATE) $(BIN)/python benchmarks/run.py $(ARGS)
+	@for file in benchmarks/bench_*.py benchmarks/*/bench_*.py; do \
+	  echo "== $$file"; $(ACTIVATE) $(BIN)/python $$file || exit 1; done
 
 gpu-check: $(VENV)/.stamp-test  ## the tests that need an NVIDIA GPU (skip with a reason elsewhere)
 	$(ACTIVATE) $(BIN)/python -m pytest -m gpu -rs $(ARGS)
