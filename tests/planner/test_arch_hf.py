@@ -115,6 +115,28 @@ def test_gpt2_with_another_width() -> None:
     assert from_hf_config(to_hf_config(wide)) == wide
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "lost"),
+    [
+        ("llama-2-7b", {"qkv_bias": True}, "attention_out_bias"),
+        ("llama-2-7b", {"sliding_window": 64}, "sliding_window"),
+        ("llama-2-7b", {"mlp": "gelu"}, "mlp='gelu'"),
+        ("gpt2", {"kv_heads": 4}, "kv_heads=4"),
+        ("gpt2", {"position": "rope"}, "position"),
+        ("baichuan2-7b", {"kv_heads": 8}, "kv_heads=8"),
+        ("qwen3-8b", {"qk_norm": False}, "qk_norm=False"),
+        ("mistral-7b", {"qkv_bias": True}, "qkv_bias=True"),
+    ],
+)
+def test_a_config_that_would_say_something_else_is_refused(
+    name: str, changes: dict[str, Any], lost: str
+) -> None:
+    spec = ArchSpec(**{**spec_fields(preset(name)), **changes})
+    with pytest.raises(ArchError, match="cannot express") as raised:
+        to_hf_config(spec)
+    assert lost in str(raised.value)
+
+
 def test_baichuan_variants() -> None:
     seven, thirteen = to_hf_config(preset("baichuan2-7b")), to_hf_config(preset("baichuan2-13b"))
     assert "max_position_embeddings" not in thirteen

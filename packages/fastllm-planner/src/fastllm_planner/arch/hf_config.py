@@ -9,6 +9,7 @@ import importlib
 import json
 import pkgutil
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -64,15 +65,36 @@ def read_hf_config(path: Path) -> ArchSpec:
     return from_hf_config(config)
 
 
+# Fields that change neither a tensor nor the forward pass: a config may lack them.
+_INCIDENTAL = ("init_std", "bos_token_id", "eos_token_id")
+
+
 def to_hf_config(spec: ArchSpec, *, dtype: str | None = None) -> dict[str, Any]:
     """Spec → ``config.json`` that transformers 4 and 5 both read right.
 
-    ``dtype``: ``float32``, ``bfloat16`` or ``float16`` of the stored weights, when known.
+    ``dtype``: ``float32``, ``bfloat16`` or ``float16`` of the stored weights, when known. Raises
+    ``ArchError`` where the family's config cannot say what the spec says.
     """
     module = family_modules().get(spec.family)
     if module is None:
         raise ArchError(f"family {spec.family!r} has no Hugging Face config")
     config: dict[str, Any] = dict(module.to_hf(spec))
+    lost = _lost_fields(spec, module.from_hf(config))
+    if lost:
+        raise ArchError(
+            f"a Hugging Face config of family {spec.family!r} cannot express {', '.join(lost)}",
+            hint="another family may: see 'fastllm-planner models'",
+        )
     if dtype is not None:
         config["torch_dtype"] = config["dtype"] = dtype
     return config
+
+
+def _lost_fields(spec: ArchSpec, back: ArchSpec) -> list[str]:
+    """Fields that do not survive the way to a config and back."""
+    names = [field.name for field in fields(spec) if field.name not in _INCIDENTAL]
+    return [
+        f"{name}={getattr(spec, name)!r}"
+        for name in names
+        if getattr(spec, name) != getattr(back, name)
+    ]
