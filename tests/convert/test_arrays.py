@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fastllm_convert.arrays import Array, SourceFile, concat, from_file, zeros
 from fastllm_convert.dtypes import BY_CODE
 from fastllm_convert.engine import copying
-from fastllm_convert.engine.copying import run_task, tasks
+from fastllm_convert.engine.copying import Output, run_task, tasks
 from fastllm_convert.engine.plan import Piece
 from fastllm_convert.engine.sources import Sources
 
@@ -25,7 +25,7 @@ def materialise(array: Array, target: Path, *, crc: bool = False) -> np.ndarray:
     target.write_bytes(bytes(piece.nbytes))
     with target.open("r+b") as file, Sources() as sources:
         for task in tasks(piece):
-            run_task(task, piece, sources, file.fileno(), want_crc=crc)
+            run_task(task, piece, sources, Output(file.fileno()), want_crc=crc)
     return np.frombuffer(target.read_bytes(), np.uint16).reshape(array.shape)
 
 
@@ -159,6 +159,6 @@ def test_crc_of_pieces_is_that_of_the_bytes(tmp_path: Path, crc: bool) -> None:
     out.write_bytes(b"")
     with out.open("r+b") as file, Sources() as sources:
         (task,) = tasks(piece)
-        found = run_task(task, piece, sources, file.fileno(), want_crc=crc).crc
+        found = run_task(task, piece, sources, Output(file.fileno()), want_crc=crc).crc
     assert out.read_bytes() == values[1:].tobytes()
     assert found == (zlib.crc32(values[1:].tobytes()) if crc else 0)

@@ -88,11 +88,23 @@ READERS: dict[str, tuple[Callable[[Path], bool], Reader]] = {
 }
 
 
+# What stands beside the weights → what the weights are called.
+_INCOMPLETE = {
+    "latest": "mp_rank_*_model_states.pt in the folder it names",
+    "latest_checkpointed_iteration.txt": "mp_rank_*/model_optim_rng.pt in the folder it names",
+    "params.json": "consolidated.NN.pth",
+    "config.json": "model.safetensors, pytorch_model.bin or an index of either",
+}
+
+
 def detect(path: Path) -> str:
     """The format of a folder. Raises ``UserError`` when it is none, or is missing."""
     for name, (recognises, _) in READERS.items():
         if recognises(path):
             return name
+    for mark, weights in _INCOMPLETE.items():
+        if (path / mark).is_file():
+            raise UserError(f"{path} has {mark}, but no {weights}", hint="is a file missing?")
     raise UserError(
         f"{path} holds no checkpoint of a known format",
         hint="known: Hugging Face, Meta (params.json), DeepSpeed (latest), Megatron-LM (iter_*)",

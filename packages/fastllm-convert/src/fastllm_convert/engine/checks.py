@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import zlib
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,8 @@ from fastllm_convert.errors import UserError
 from fastllm_convert.files import crc32
 from fastllm_convert.files.torch_zip import Member
 
-_PART = 64 << 20
+_PART = 32 << 20
+_SMALL = 64 << 10  # pickles, byteorder, version: checked whether or not a tensor lies there
 
 
 def _part_crc(source: SourceFile, start: int, stop: int, sources: Sources) -> tuple[int, int]:
@@ -43,38 +46,64 @@ def _part_crc(source: SourceFile, start: int, stop: int, sources: Sources) -> tu
     return crc, stop - start
 
 
-def check_members(
-    checked: Sequence[tuple[SourceFile, Member]],
-    used: Sequence[SourceFile],
-    sources: Sources,
-    pool: ThreadPoolExecutor,
-) -> None:
-    """CRC-32 of every listed member. Raises ``UserError`` for the first that does not hold."""
-    paths = {s.path for s in used}
-    pending = [
-        (
-            file,
-            member,
-            [
-                pool.submit(
-                    _part_crc, file, at, min(at + _PART, member.offset + member.size), sources
-                )
-                for at in range(member.offset, member.offset + member.size, _PART)
-            ],
-        )
-        for file, member in checked
-        if file.path in paths
-    ]
-    for file, member, parts in pending:
+class MemberCheck:
+    """CRC-32 of one zip member, in parts that any thread may compute."""
+
+    def __init__(self, file: SourceFile, member: Member, sources: Sources) -> None:
+        self.file, self.member, self.sources = file, member, sources
+        starts = range(member.offset, member.offset + member.size, _PART)
+        self._parts: list[tuple[int, int] | None] = [None] * len(starts)
+        self._lock = threading.Lock()
+        self.jobs = [self._job(i, start) for i, start in enumerate(starts)]
+
+    def _job(self, index: int, start: int) -> Callable[[], int]:
+        stop = min(start + _PART, self.member.offset + self.member.size)
+
+        def run() -> int:
+            part = _part_crc(self.file, start, stop, self.sources)
+            with self._lock:
+                self._parts[index] = part
+                if None not in self._parts:
+                    self._compare()
+            return 0
+
+        return run
+
+    def _compare(self) -> None:
         total = 0
-        for part in parts:
-            crc, nbytes = part.result()
-            total = crc32.combine(total, crc, nbytes)
-        if total != member.crc:
+        for part in self._parts:
+            total = crc32.combine(total, *part) if part else total
+        if total != self.member.crc:
             raise UserError(
-                f"{file.path}: CRC-32 mismatch at byte {member.offset}: the file is damaged",
+                f"{self.file.path}: CRC-32 mismatch at byte {self.member.offset}: "
+                "the file is damaged",
                 hint="if it was saved without CRCs (torch set_crc32_options), pass --no-crc",
             )
+
+
+def member_checks(
+    checked: Sequence[tuple[SourceFile, Member]], arrays: Iterable[Array], sources: Sources
+) -> list[Callable[[], int]]:
+    """Jobs that check the members which ``arrays`` read, and the pickles and directories' own.
+
+    A job raises ``UserError`` for a CRC that does not hold. Members that nobody reads (optimizer
+    moments) are left alone.
+    """
+    starts: dict[Path, list[int]] = {}
+    for array in arrays:
+        for box in array.boxes():
+            if box.file is not None:
+                starts.setdefault(box.file.path, []).append(box.offset)
+    for offsets in starts.values():
+        offsets.sort()
+    jobs: list[Callable[[], int]] = []
+    for file, member in checked:
+        offsets = starts.get(file.path, [])
+        at = bisect_left(offsets, member.offset)
+        used = at < len(offsets) and offsets[at] < member.offset + member.size
+        if used or member.size < _SMALL:
+            jobs += MemberCheck(file, member, sources).jobs
+    return jobs
 
 
 def first_difference(
@@ -87,7 +116,7 @@ def first_difference(
     kind = a.dtype if dtype is None else dtype
     cuts = (windows(Piece("", 0, x, kind), list(x.boxes()), widest=8) for x in (a, b))
     for here, there in zip(*cuts, strict=True):
-        left = gather_window(a, here, kind, sources)
+        left = gather_window(a, here, kind, sources).copy()  # the next gather reuses the buffer
         right = gather_window(b, there, kind, sources)
         if np.array_equal(left, right):
             continue

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from fastllm_convert.engine.sources import OpenSource, Sources
 from fastllm_convert.errors import UserError
 from fastllm_convert.files import crc32
 
-CHUNK = 8 << 20
+CHUNK = 4 << 20
 KERNEL_CHUNK = 64 << 20
 # Below this mean run length a gather (one memcpy per run, one write per 8 MB) beats a system call
 # per run: 64 KB at 3 GB/s is 20 us, about ten times what the call costs.
@@ -142,6 +143,23 @@ def _overlaps(box: Box, start: Sequence[int], size: Sequence[int]) -> bool:
     )
 
 
+class _Scratch(threading.local):
+    """Per-thread buffers that are kept: fresh ones cost a page fault per 4 KB of every chunk."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, npt.NDArray[np.uint8]] = {}
+
+    def get(self, use: str, shape: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        nbytes = math.prod(shape) * dtype.itemsize
+        held = self._held.get(use)
+        if held is None or held.size < nbytes:
+            held = self._held[use] = np.empty(max(nbytes, CHUNK), np.uint8)
+        return held[:nbytes].view(dtype).reshape(shape)
+
+
+_scratch = _Scratch()
+
+
 class Done(NamedTuple):
     """``crc``: CRC-32 of the bytes written, when wanted. ``overflowed``: finite → infinite."""
 
@@ -149,7 +167,16 @@ class Done(NamedTuple):
     overflowed: int = 0
 
 
-def run_task(task: Task, piece: Piece, sources: Sources, out: int, *, want_crc: bool) -> Done:
+class Output:
+    """A file being written. One thread writes at a time: two would only spin on the kernel's inode
+    lock, while the other can gather or checksum meanwhile."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.lock = threading.Lock()
+
+
+def run_task(task: Task, piece: Piece, sources: Sources, out: Output, *, want_crc: bool) -> Done:
     """Move the bytes of one task."""
     if isinstance(task, Run):
         return Done(_run_range(task, sources, out, want_crc=want_crc))
@@ -160,11 +187,13 @@ def run_task(task: Task, piece: Piece, sources: Sources, out: int, *, want_crc: 
     if piece.dtype != piece.array.dtype:
         buffer, overflowed = cast(buffer, piece.array.dtype, piece.dtype)
     view = buffer.reshape(-1).view(np.uint8).data
-    write_all(out, view, task.offset)
-    return Done(zlib.crc32(view) if want_crc else 0, overflowed)
+    crc = zlib.crc32(view) if want_crc else 0
+    with out.lock:
+        write_all(out.fd, view, task.offset)
+    return Done(crc, overflowed)
 
 
-def _run_range(run: Run, sources: Sources, out: int, *, want_crc: bool) -> int:
+def _run_range(run: Run, sources: Sources, out: Output, *, want_crc: bool) -> int:
     crc = 0
     if run.source is None:
         return crc32.of_zeros(run.nbytes) if want_crc else 0
@@ -173,9 +202,8 @@ def _run_range(run: Run, sources: Sources, out: int, *, want_crc: bool) -> int:
     for begin, end in source.data_ranges(run.start, run.start + run.nbytes):
         if want_crc:
             crc = crc32.combine(crc, crc32.of_zeros(begin - at), begin - at) if begin > at else crc
-            crc = _copy_with_crc(source, begin, end, out, run.offset + begin - run.start, crc)
-        else:
-            copy_range(source, begin, end, out, run.offset + begin - run.start)
+            crc = zlib.crc32(source.bytes[begin:end].data, crc)
+        copy_range(source, begin, end, out, run.offset + begin - run.start)
         at = end
     stop = run.start + run.nbytes
     if want_crc and at < stop:
@@ -183,34 +211,26 @@ def _run_range(run: Run, sources: Sources, out: int, *, want_crc: bool) -> int:
     return crc
 
 
-def copy_range(source: OpenSource, begin: int, end: int, out: int, offset: int) -> None:
+def copy_range(source: OpenSource, begin: int, end: int, out: Output, offset: int) -> None:
     """Kernel-side copy, falling back to read and write where the file systems cannot."""
-    while begin < end:
-        try:
-            done = os.copy_file_range(source.fd, out, end - begin, begin, offset)
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            _copy_with_crc(source, begin, end, out, offset, 0)
-            return
-        if done == 0:
-            raise UserError(f"{source.path} became shorter while it was being read")
-        begin, offset = begin + done, offset + done
+    with out.lock:
+        while begin < end:
+            try:
+                done = os.copy_file_range(source.fd, out.fd, end - begin, begin, offset)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+                done = _copy_through_memory(source, begin, end, out.fd, offset)
+            if done == 0:
+                raise UserError(f"{source.path} became shorter while it was being read")
+            begin, offset = begin + done, offset + done
 
 
-def _copy_with_crc(
-    source: OpenSource, begin: int, end: int, out: int, offset: int, crc: int
-) -> int:
-    buffer = bytearray(min(1 << 20, end - begin))  # stays in the second-level cache
-    view = memoryview(buffer)
-    while begin < end:
-        done = os.preadv(source.fd, [view[: min(len(buffer), end - begin)]], begin)
-        if done == 0:
-            raise UserError(f"{source.path} became shorter while it was being read")
-        crc = zlib.crc32(view[:done], crc)
-        write_all(out, view[:done], offset)
-        begin, offset = begin + done, offset + done
-    return crc
+def _copy_through_memory(source: OpenSource, begin: int, end: int, out: int, offset: int) -> int:
+    """One piece of at most 1 MB (it stays in the second-level cache); returns its size."""
+    data = os.pread(source.fd, min(1 << 20, end - begin), begin)
+    write_all(out, memoryview(data), offset)
+    return len(data)
 
 
 def write_all(fd: int, view: memoryview, offset: int) -> None:
@@ -221,9 +241,12 @@ def write_all(fd: int, view: memoryview, offset: int) -> None:
 
 
 def gather(window: Window, dtype: DType, sources: Sources) -> npt.NDArray[Any] | None:
-    """The window's elements as one C-ordered buffer. None: nothing but zeros (holes, padding)."""
+    """The window's elements as one C-ordered buffer. None: nothing but zeros (holes, padding).
+
+    The buffer is this thread's own and is used again by its next gather.
+    """
     raw = raw_numpy(dtype)
-    buffer = np.empty(window.shape, raw)
+    buffer = _scratch.get("gather", window.shape, raw)
     empty = True
     for box in window.boxes:
         low = tuple(max(b, s) for b, s in zip(box.start, window.start, strict=True))
@@ -273,10 +296,12 @@ def cast(buffer: npt.NDArray[Any], source: DType, target: DType) -> tuple[npt.ND
         raise UserError(f"cannot cast {source.code} to {target.code}")
     if source.code == "BF16" and target.code == "F32":
         # bfloat16 is the upper half of a float32: widening is a shift, and exact.
-        return buffer.astype(np.uint32) << 16, 0
+        wide = _scratch.get("cast", buffer.shape, np.dtype(np.uint32))
+        return np.left_shift(buffer, np.uint32(16), out=wide, dtype=np.uint32), 0
     values = buffer.view(numpy_float(source))
+    result = _scratch.get("cast", buffer.shape, numpy_float(target))
     with np.errstate(over="ignore", invalid="ignore"):
-        result = values.astype(numpy_float(target))
+        np.copyto(result, values, casting="unsafe")
     overflowed = 0
     if _RANGE[target.code] < _RANGE[source.code]:
         overflowed = int(np.count_nonzero(~np.isfinite(result)))

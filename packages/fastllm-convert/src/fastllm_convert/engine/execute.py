@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastllm_convert.engine.checks import check_equal, check_members
+from fastllm_convert.engine.checks import check_equal, member_checks
 from fastllm_convert.engine.copying import CHUNK
 from fastllm_convert.engine.journal import Journal
 from fastllm_convert.engine.plan import Plan
@@ -49,13 +49,13 @@ def execute(
     folder = target.parent / f".{target.name}.partial"
     with _cleaned_on_error(folder), Sources() as sources, ThreadPoolExecutor(threads) as pool:
         check_equal(plan.equal, sources)
-        if check_crc:
-            check_members(plan.checked, plan.sources, sources, pool)
         _require_space(plan, folder, sources)
         _prepare(folder)
         with Journal(folder / ".journal", plan.fingerprint()) as journal:
             writer = Writer(folder, journal, sources, threads)
-            writer.run(plan, pool, progress)
+            arrays = (piece.array for file in plan.files for piece in file.pieces)
+            checks = member_checks(plan.checked, arrays, sources) if check_crc else []
+            writer.run(plan, pool, progress, checks)
         (folder / ".journal").unlink()
         publish(folder, target, replace=replace)
         return writer.overflowed

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from fastllm_convert.engine.copying import Done, Task, run_task, tasks, write_all
+from fastllm_convert.engine import writeback
+from fastllm_convert.engine.copying import Done, Output, Task, run_task, tasks, write_all
 from fastllm_convert.engine.journal import Journal
 from fastllm_convert.engine.plan import OutputFile, Piece, Plan
 from fastllm_convert.engine.sources import Sources
 from fastllm_convert.files import crc32
 
 Progress = Callable[[int], None]
-# Dirty pages beyond this are handed to the disk while copying goes on, so that the final fsync
-# has little left to do.
-SYNC_EVERY = 256 << 20
 
 
 class _OpenFile:
@@ -30,10 +28,10 @@ class _OpenFile:
         if not done:
             os.ftruncate(self.fd, 0)  # what an interrupted run left is not trusted without a record
         os.ftruncate(self.fd, file.size)
+        self.output = Output(self.fd)
         self.crcs = dict(done)
         self.left = len(file.pieces) - len(done)
         self.parts: dict[int, list[tuple[int, int] | None]] = {}
-        self.unsynced = 0
 
     def close(self) -> None:
         literals = list(self.file.literals)
@@ -56,10 +54,21 @@ class Writer:
         self._sync = ThreadPoolExecutor(1)
         self._syncs: list[Future[None]] = []
 
-    def run(self, plan: Plan, pool: ThreadPoolExecutor, progress: Progress) -> None:
-        """Returns when every file is complete and durable."""
+    def run(
+        self,
+        plan: Plan,
+        pool: ThreadPoolExecutor,
+        progress: Progress,
+        checks: Sequence[Callable[[], int]] = (),
+    ) -> None:
+        """Returns when every file is complete and durable, and every check has passed.
+
+        ``checks`` (CRCs of the sources) run between the copies: one thread reads while another
+        writes.
+        """
         try:
-            run_bounded(pool, self._jobs(plan, progress), self.threads, progress)
+            jobs = _interleaved(self._jobs(plan, progress), iter(checks))
+            run_bounded(pool, jobs, self.threads, progress)
             for future in self._syncs:
                 future.result()
         finally:
@@ -85,7 +94,8 @@ class Writer:
     def work(self, opened: _OpenFile, number: int, part: int, task: Task, piece: Piece) -> int:
         """One task, and the bookkeeping when it was the last of its piece or file."""
         want_crc = opened.file.finish is not None
-        done = run_task(task, piece, self.sources, opened.fd, want_crc=want_crc)
+        done = run_task(task, piece, self.sources, opened.output, want_crc=want_crc)
+        writeback.start(opened.fd, task.offset, task.nbytes)
         with self._lock:
             self.overflowed += done.overflowed
             self._note(opened, number, part, done, task.nbytes)
@@ -94,10 +104,6 @@ class Writer:
     def _note(self, opened: _OpenFile, number: int, part: int, done: Done, nbytes: int) -> None:
         parts = opened.parts[number]
         parts[part] = (done.crc, nbytes)
-        opened.unsynced += nbytes
-        if opened.unsynced >= SYNC_EVERY:
-            opened.unsynced = 0
-            self._submit(lambda: os.fdatasync(opened.fd))
         if None in parts:
             return
         crc = 0
@@ -122,6 +128,18 @@ def _job(
     writer: Writer, opened: _OpenFile, number: int, part: int, task: Task, piece: Piece
 ) -> Callable[[], int]:
     return lambda: writer.work(opened, number, part, task, piece)
+
+
+def _interleaved(
+    first: Iterator[Callable[[], int]], second: Iterator[Callable[[], int]]
+) -> Iterator[Callable[[], int]]:
+    """One of each in turn, then what is left of either."""
+    for job in first:
+        yield job
+        other = next(second, None)
+        if other is not None:
+            yield other
+    yield from second
 
 
 def run_bounded(

@@ -1,6 +1,6 @@
 """DeepSpeed checkpoints to write: weights that an engine loads with ``load_module_only=True``.
 
-``deepspeed``: one file for the whole model, canonical names, as fastllm-train writes for ZeRO 0 to 2.
+``deepspeed``: one file for the whole model, canonical names, as fastllm-train writes (ZeRO 0 to 2).
 ``megatron-deepspeed``: a file per pipeline layer and tensor rank, as Megatron-DeepSpeed writes; its
 q, k, v rows are those of the code before 2024-12-04 (``interleaved``) unless asked otherwise.
 

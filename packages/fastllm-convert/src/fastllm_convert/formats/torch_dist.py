@@ -3,8 +3,8 @@
 megatron-core's ``torch_dist`` stacks its layers (``decoder.layers.mlp.linear_fc2.weight`` is
 ``[L, h, f]``, one chunk per layer and rank) and always uses TransformerEngine's norm names.
 fastllm-train's own checkpoint keeps one tensor per canonical name. Chunks say where they lie in the
-whole tensor, so the writer's parallel layout does not matter. Every chunk is a complete little torch
-zip inside its file.
+whole tensor, so the writer's parallel layout does not matter. Every chunk is a complete little
+torch zip inside its file.
 """
 
 from __future__ import annotations
