@@ -21,6 +21,7 @@ from fastllm_planner.arch import ArchSpec, iter_params, spec_from_dict
 from fastllm_train.layout import ParallelConfig
 from fastllm_train.models.decoder import Decoder, TrainingModel
 from fastllm_train.models.initialise import initialise
+from fastllm_train.tensor_parallel import apply, layers
 from fastllm_train.tensor_parallel.apply import cut_to_rank, join_from_ranks, parallelise
 from fastllm_train.tensor_parallel.mesh import Mesh, build_mesh
 
@@ -102,6 +103,27 @@ def error_of(spec: ArchSpec, mesh: Mesh, sequence: bool, recompute: str) -> dict
     return {"loss": difference, "gradient": worst, "replicas differ": unequal}
 
 
+# What is left out → module and function that does it. Each must show in the gradients.
+BROKEN = {
+    "the sum behind attention and MLP": ("sum_over_ranks", False),
+    "the sum of gradients into them": ("sum_gradient", False),
+    "the sum of norm gradients under sequence parallelism": ("layers.sum_gradient", True),
+}
+
+
+def broken_error(spec: ArchSpec, mesh: Mesh, what: str) -> dict[str, float]:
+    """``error_of`` with one piece of communication left out."""
+    name, sequence = BROKEN[what]
+    module: Any = layers if name.startswith("layers.") else apply
+    name = name.removeprefix("layers.")
+    kept = getattr(module, name)
+    setattr(module, name, lambda x, _group: x)
+    try:
+        return error_of(spec, mesh, sequence, "none")
+    finally:
+        setattr(module, name, kept)
+
+
 def main() -> None:
     dist.init_process_group("gloo")
     tp = dist.get_world_size()
@@ -115,6 +137,8 @@ def main() -> None:
     spec = spec_from_dict(TINY)
     for recompute in ("selective", "full"):
         found[f"recompute {recompute}"] = error_of(spec, mesh, True, recompute)
+    for what in BROKEN:
+        found[f"without {what}"] = broken_error(spec, mesh, what)
     worst = torch.tensor([[e[k] for k in sorted(e)] for e in found.values()])
     dist.all_reduce(worst, op=dist.ReduceOp.MAX)
     keys = sorted(next(iter(found.values())))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fastllm_train import checkpoint
+from fastllm_train.errors import UserError
 
 
 def write(root: Path, step: int, content: bytes = b"weights") -> None:
@@ -162,3 +164,11 @@ def test_clear_removes_everything(tmp_path: Path) -> None:
     checkpoint.clear(tmp_path)
     assert checkpoint.newest(tmp_path).path is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_space_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.require_space(tmp_path, 1)
+    usage = shutil.disk_usage(tmp_path)._replace(free=2**29)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match=r"0.50 GiB free, a checkpoint takes 1.00 GiB"):
+        checkpoint.require_space(tmp_path, 2**30)

@@ -21,10 +21,15 @@ from fastllm_train.tensor_parallel.sharding import shard_of, shard_shape
 @pytest.mark.slow
 @pytest.mark.parametrize("tp", [2, 4])
 def test_loss_and_every_gradient_in_fp64(tp: int, tmp_path: Path) -> None:
-    """Includes 2 and 1 key/value heads on 4 ranks, recomputation, tied embeddings, ALiBi."""
+    """Includes 2 and 1 key/value heads on 4 ranks, recomputation, tied embeddings, ALiBi; and
+    leaving out any piece of communication shows."""
     out = tmp_path / "errors.json"
     run_ranks([tensor_parallel_worker.__file__, str(out)], tp)
     errors = json.loads(out.read_text())
+    broken = {name: errors.pop(name) for name in list(errors) if name.startswith("without ")}
+    assert len(broken) == len(tensor_parallel_worker.BROKEN)
+    for name, error in broken.items():
+        assert error["gradient"] > 1e-3, name
     assert len(errors) == 2 * len(tensor_parallel_worker.VARIANTS) + 2
     for name, error in errors.items():
         assert error["loss"] <= 1e-12, name
@@ -46,6 +51,7 @@ def two_ranks() -> dict[str, Config]:
     configs["adamw_tp2_sp"] = tiny_config(
         parallel={"tp": 2, "zero_stage": 1, "sequence_parallel": True}, optim=ADAMW
     )
+    configs["unmarked_tp2"] = tiny_config(parallel={"tp": 2, "zero_stage": 1})
     return configs
 
 
@@ -73,7 +79,9 @@ def references() -> dict[str, Trajectory]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", {**two_ranks(), **four_ranks()})
+@pytest.mark.parametrize(
+    "name", [n for n in {**two_ranks(), **four_ranks()} if not n.startswith("unmarked")]
+)
 def test_training_equals_one_process(
     name: str, trajectories: dict[str, Trajectory], references: dict[str, Trajectory]
 ) -> None:
@@ -83,6 +91,15 @@ def test_training_equals_one_process(
     assert list(got.weights) == list(want.weights)
     for key, weight in want.weights.items():
         torch.testing.assert_close(got.weights[key], weight, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_norm_that_misses_sharded_tensors_would_be_seen(
+    trajectories: dict[str, Trajectory], references: dict[str, Trajectory]
+) -> None:
+    wrong, right = trajectories["unmarked_tp2"], references["sgd"]
+    assert wrong.norms[0] < 0.95 * right.norms[0]
+    assert abs(wrong.losses[1] - right.losses[1]) > 1e-4
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])

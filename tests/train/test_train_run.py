@@ -238,3 +238,32 @@ def test_fresh_starts_again(tmp_path: Path, straight: Path) -> None:
     assert "resumed" not in fresh.stderr
     assert [r["step"] for r in records(tmp_path, "step")] == [1, 2, 3]
     assert [p.name for p in (tmp_path / "out/checkpoints").glob("global*")] == ["global_step3"]
+
+
+@pytest.mark.slow
+def test_divergence_stops_every_rank_and_saves_nothing(tmp_path: Path) -> None:
+    done = run(tmp_path, "optim.name=sgd", "optim.lr=1e30", "optim.clip=0", status=2)
+    assert "training has diverged" in done.stderr
+    assert done.stderr.count("error: step") == 1
+    assert not list((tmp_path / "out/checkpoints").glob("global_step*"))
+
+
+@pytest.mark.slow
+def test_portable_checkpoint_changes_the_layout_and_deepspeed_s_own_does_not(
+    tmp_path: Path, straight: Path
+) -> None:
+    shutil.copytree(straight / "out", tmp_path / "out")
+    tensor_parallel = ("parallel.dp=1", "parallel.tp=2", "schedule.steps=21")
+    refused = run(tmp_path, *tensor_parallel, status=2)
+    assert "was written in another layout (dp 2 → 1, tp 1 → 2)" in refused.stderr
+    assert 'checkpoint.format="portable"' in refused.stderr
+
+    on = run(tmp_path, "schedule.steps=21", "checkpoint.format=portable")
+    assert "resumed from" in on.stderr
+    newest = tmp_path / "out/checkpoints/global_step21"
+    assert (newest / "model.safetensors.index.json").is_file()
+    changed = run(tmp_path, "parallel.dp=1", "parallel.tp=2", "schedule.steps=23")
+    assert f"resumed from {newest} at step 21 (336 samples consumed)" in changed.stderr
+    assert records(tmp_path, "step")[-1]["step"] == 23
+    assert records(tmp_path, "step")[-1]["loss"] < records(straight, "step")[0]["loss"] - 0.5
+    assert len(list((tmp_path / "out/checkpoints/global_step23").glob("mp_rank_*"))) == 2

@@ -18,6 +18,7 @@ from train_layouts import Trajectory, samples_of
 from fastllm_train.config import Config, build_config, to_table
 from fastllm_train.data import read_step
 from fastllm_train.launch import free_port, worker_environment
+from fastllm_train.portable import PortableCheckpoint, is_portable
 from fastllm_train.schedule import learning_rate
 
 
@@ -56,29 +57,43 @@ def _read(path: Path) -> Trajectory:
     return Trajectory(raw["losses"], raw["norms"], raw["weights"])
 
 
-def _run(config: Config) -> dict[str, Any]:
-    from fastllm_train.engine_deepspeed import DeepSpeedEngine
+SAVE_AT = 3
+
+
+def _run(name: str, config: Config) -> dict[str, Any]:
+    """All steps. "save…" writes a checkpoint into run.out after SAVE_AT steps; "load…" starts from
+    that one; "unmarked…" breaks the gradient norm on purpose."""
+    import fastllm_train.engine_deepspeed as module
 
     spec = config.model.resolve()
     source = samples_of(config, spec)
-    engine = DeepSpeedEngine(config, spec, "cpu")
+    folder = Path(config.run.out) / f"global_step{SAVE_AT}"
+    loading = name.startswith("load")
+    start = PortableCheckpoint(folder, spec) if loading and is_portable(folder) else None
+    marked = module.mark_sharded
+    if name.startswith("unmarked"):
+        module.mark_sharded = lambda *_: None
+    engine = module.DeepSpeedEngine(config, spec, "cpu", start)
+    module.mark_sharded = marked
+    first = 1
+    if loading:
+        state = engine.load(folder)
+        first = state["step"] + 1
+        assert state["consumed_samples"] == SAVE_AT * config.batch.global_size
     losses: list[float] = []
     norms: list[float] = []
-    consumed = 0
-    for step in range(1, config.schedule.steps + 1):
-        batches = read_step(
-            source,
-            consumed,
-            config.batch,
-            config.parallel.dp,
-            config.parallel.dp_rank(torch.distributed.get_rank()),
-            spec.vocab,
-        )
+    for step in range(first, config.schedule.steps + 1):
+        consumed = (step - 1) * config.batch.global_size
+        dp_rank = config.parallel.dp_rank(torch.distributed.get_rank())
+        batches = read_step(source, consumed, config.batch, config.parallel.dp, dp_rank, spec.vocab)
         lr = learning_rate(config.schedule, config.optim.lr, step)
         outcome = engine.train_step(batches, lr, stop=False)
         losses.append(outcome.loss)
         norms.append(outcome.grad_norm)
-        consumed += config.batch.global_size
+        if name.startswith("save") and step == SAVE_AT:
+            done = consumed + config.batch.global_size
+            engine.save(folder, {"step": step, "consumed_samples": done})
+            torch.distributed.barrier()
     return {"losses": losses, "norms": norms, "weights": dict(engine.master_parameters())}
 
 
@@ -90,7 +105,7 @@ def main() -> None:
     assert place is not None
     join(place, "cpu")
     for name, table in json.loads(listing.read_text()).items():
-        result = _run(build_config(table))
+        result = _run(name, build_config(table))
         if place.rank == 0:
             torch.save(result, folder / f"{name}.pt")
     torch.distributed.barrier()

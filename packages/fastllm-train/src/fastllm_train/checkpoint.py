@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,11 +29,15 @@ _TAG = re.compile(r"global_step(\d+)")
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """``every`` steps (0: only at the end); ``keep_last`` 0 keeps all."""
+    """``every`` steps (0: only at the end); ``keep_last`` 0 keeps all.
+
+    ``format``: "deepspeed" is DeepSpeed's own, resumed in the same layout only; "portable" is
+    layout-free (``portable.py``).
+    """
 
     every: int = 100
     keep_last: int = 2
-    format: Literal["deepspeed"] = "deepspeed"
+    format: Literal["deepspeed", "portable"] = "deepspeed"
 
     def __post_init__(self) -> None:
         for name in ("every", "keep_last"):
@@ -68,15 +72,27 @@ def saving_folder(root: Path) -> Path:
     return folder
 
 
-def publish(root: Path, tag: str) -> Path:
-    """Make ``root/.saving/<tag>`` the newest checkpoint. Call it once, after all ranks wrote."""
+def require_space(folder: Path, needed: int) -> None:
+    """``UserError`` when ``folder``'s file system has fewer than ``needed`` bytes free: a full disk
+    in the middle of a save would leave ranks waiting for each other."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder}: {free / 2**30:.2f} GiB free, a checkpoint takes {needed / 2**30:.2f} GiB",
+            hint="the previous checkpoint is intact: make room, then run the same command again",
+        )
+
+
+def publish(root: Path, tag: str, layout: Mapping[str, object] | None = None) -> Path:
+    """Make ``root/.saving/<tag>`` the newest checkpoint. Call it once, after all ranks
+    wrote. ``layout`` (JSON values) is what a reader must share to load it; None: nothing."""
     written = root / SAVING / tag
     sizes = {}
     for file in _files(written):
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
         sizes[str(file.relative_to(written))] = file.stat().st_size
-    manifest = {"schema": SCHEMA, "step": step_of(tag), "files": sizes}
+    manifest = {"schema": SCHEMA, "step": step_of(tag), "layout": layout, "files": sizes}
     write_atomically(written / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     target = root / tag
     if target.exists():
@@ -138,6 +154,12 @@ def check(path: Path) -> str | None:
         if file.stat().st_size != size:
             return f"{path}: {name} has {file.stat().st_size} bytes, expected {size}"
     return None
+
+
+def layout_of(path: Path) -> dict[str, object] | None:
+    """The layout that ``publish`` recorded; None: any layout loads it."""
+    layout = json.loads((path / MANIFEST).read_text(encoding="utf-8")).get("layout")
+    return layout if isinstance(layout, dict) else None
 
 
 def clear(root: Path) -> None:

@@ -18,14 +18,22 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fastllm_planner.arch import ArchSpec, iter_params
+from fastllm_planner.arch import ArchSpec, ParamSpec, iter_params
 from fastllm_train.config import Config
 from fastllm_train.data import MicroBatch
 from fastllm_train.deepspeed_config import deepspeed_config, effective_zero_stage
+from fastllm_train.deepspeed_states import MOMENTS, EngineStates
 from fastllm_train.engine import StepOutcome
 from fastllm_train.models.decoder import Decoder, TrainingModel, assert_parameters
 from fastllm_train.models.initialise import initialise
 from fastllm_train.optimizer import build_optimizer, parameter_groups
+from fastllm_train.portable import (
+    PortableCheckpoint,
+    WholeState,
+    is_portable,
+    write_description,
+    write_share,
+)
 from fastllm_train.tensor_parallel.apply import (
     cut_to_rank,
     join_from_ranks,
@@ -59,9 +67,19 @@ def import_deepspeed(device: str) -> ModuleType:
 class DeepSpeedEngine:
     """See ``Engine``. Data and tensor parallel; one pipeline stage."""
 
-    def __init__(self, config: Config, spec: ArchSpec, device: str) -> None:
+    def __init__(
+        self,
+        config: Config,
+        spec: ArchSpec,
+        device: str,
+        start: PortableCheckpoint | None = None,
+    ) -> None:
+        """``start``: a portable checkpoint to take the weights from; ``load`` it afterwards."""
         deepspeed = import_deepspeed(device)
         self._spec = spec
+        self._start = start
+        self._optimizer_name = config.optim.name
+        self._portable = config.checkpoint.format == "portable"
         self._device = torch.device(device)
         self._stage, _ = effective_zero_stage(config)
         self._mesh = build_mesh(config.parallel)
@@ -72,9 +90,10 @@ class DeepSpeedEngine:
             model=self._model,
             optimizer=build_optimizer(config.optim, groups),
             config=settings,
-            mpu=self._mesh if self._mesh.tp > 1 else None,
+            mpu=self._mesh,
             dist_init_required=False,
         )
+        self._states = EngineStates(self._engine, self._stage, MOMENTS[config.optim.name])
 
     def _build(self, config: Config, settings: dict[str, Any]) -> TrainingModel:
         """The model of this rank with its initial weights, on its device and in its dtype."""
@@ -96,7 +115,8 @@ class DeepSpeedEngine:
             cut = partial(cut_to_rank, spec, mesh)
         gathered = deepspeed.zero.GatheredParameters
         gather = (lambda p: gathered([p], modifier_rank=0)) if sharded else None
-        initialise(model, spec, config.run.seed, gather, cut)
+        value = None if self._start is None else self._start.weight
+        initialise(model, spec, config.run.seed, gather, cut, value)
         return model.to(device=self._device, dtype=config.precision.torch_dtype)
 
     def train_step(self, batches: Sequence[MicroBatch], lr: float, *, stop: bool) -> StepOutcome:
@@ -131,28 +151,61 @@ class DeepSpeedEngine:
         return StepOutcome(loss_sum / max(weight, 1.0), norm, asked > 0, clock.seconds)
 
     def save(self, folder: Path, state: Mapping[str, Any]) -> None:
-        self._engine.save_checkpoint(
-            str(folder.parent),
-            tag=folder.name,
-            client_state={STATE_KEY: dict(state)},
-            save_latest=False,
-        )
+        if not self._portable:
+            self._engine.save_checkpoint(
+                str(folder.parent),
+                tag=folder.name,
+                client_state={STATE_KEY: {**state, "rng": torch.get_rng_state()}},
+                save_latest=False,
+            )
+            return
+        rank, world_size = dist.get_rank(), dist.get_world_size()
+        write_share(folder, self._whole_states(), rank, world_size)
+        if rank == 0:
+            write_description(folder, self._spec, state, world_size)
 
     def load(self, folder: Path) -> dict[str, Any]:
+        if is_portable(folder):
+            return self._load_portable(folder)
         path, state = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
         if path is None or STATE_KEY not in state:
             raise RuntimeError(f"DeepSpeed could not load {folder}")
+        torch.set_rng_state(state[STATE_KEY]["rng"])
         return state[STATE_KEY]
 
     def master_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        from deepspeed.utils import safe_get_full_fp32_param
+        for param, named in self._parameters():
+            yield param.name, self._joined(param, self._states.weight(named))
 
+    def _load_portable(self, folder: Path) -> dict[str, Any]:
+        start = self._start
+        if start is None or start.folder != folder:
+            raise RuntimeError(f"the engine was not started from {folder}")
+        self._states.begin_restore(start.state["step"])
+        for param, named in self._parameters():
+            moments = start.moments(param, MOMENTS[self._optimizer_name])
+            values = {
+                key: cut_to_rank(self._spec, self._mesh, param, value).to(self._device)
+                for key, value in moments.items()
+            }
+            weight = cut_to_rank(self._spec, self._mesh, param, start.weight(param))
+            self._states.restore(named, weight.to(self._device), values)
+        return start.state
+
+    def _whole_states(self) -> Iterator[WholeState]:
+        self._states.link()
+        for param, named in self._parameters():
+            weight = self._joined(param, self._states.weight(named))
+            moments = self._states.moments(named)
+            whole = {key: self._joined(param, value) for key, value in moments.items()}
+            yield WholeState(param.name, weight, whole)
+
+    def _parameters(self) -> Iterator[tuple[ParamSpec, torch.nn.Parameter]]:
         by_name = {p.name: p for p in iter_params(self._spec)}
-        for name, param in self._model.named_parameters():
-            value = param.detach() if self._stage == 0 else safe_get_full_fp32_param(param)
-            assert value is not None, name
-            value = value.detach().float().reshape(getattr(param, "ds_shape", param.shape))
-            yield name, join_from_ranks(self._spec, self._mesh, by_name[name], value).cpu()
+        return ((by_name[name], param) for name, param in self._model.named_parameters())
+
+    def _joined(self, param: ParamSpec, part: torch.Tensor) -> torch.Tensor:
+        return join_from_ranks(self._spec, self._mesh, param, part).cpu()
 
     def _to_device(self, array: Any) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)

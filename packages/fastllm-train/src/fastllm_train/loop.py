@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -15,11 +16,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fastllm_planner.arch import ArchSpec, to_hf_config
-from fastllm_train import checkpoint
+from fastllm_planner.arch import ArchSpec, count_params, to_hf_config
+from fastllm_train import checkpoint, portable
 from fastllm_train.config import Config, to_table
 from fastllm_train.data import SampleSource, open_training_data, read_step
-from fastllm_train.engine import Engine
+from fastllm_train.deepspeed_config import effective_zero_stage
+from fastllm_train.deepspeed_states import MOMENTS
+from fastllm_train.engine import Engine, StepOutcome
 from fastllm_train.engine_deepspeed import DeepSpeedEngine
 from fastllm_train.errors import PeerError, UserError
 from fastllm_train.metrics import (
@@ -84,7 +87,7 @@ def train(
         on_rank_0(lambda: _start_again(folder))
     found = _agree_on_checkpoint(folder)
     torch.manual_seed(config.run.seed)
-    engine: Engine = DeepSpeedEngine(config, spec, device)
+    engine: Engine = DeepSpeedEngine(config, spec, device, _start_of(found.path, config, spec))
     step, consumed = 0, 0
     if found.path is not None:
         state = engine.load(found.path)
@@ -145,6 +148,7 @@ class _Run:
                 {"data": data_s, **outcome.phase_s},
                 rates,
             )
+            _stop_at_nonsense(step, outcome)
             every = config.checkpoint.every
             if outcome.stop or step == total or (every and step % every == 0):
                 saved, saved_at = self._save(step, consumed), step
@@ -188,10 +192,13 @@ class _Run:
         """Write and publish a checkpoint; on return every rank knows that it is durable."""
         start = time.perf_counter()
         root, tag = self.folder.checkpoints, checkpoint.tag_of(step)
-        on_rank_0(lambda: checkpoint.saving_folder(root))
+        needed = checkpoint_bytes(self.config, self.spec)
+        on_rank_0(lambda: checkpoint.require_space(checkpoint.saving_folder(root), needed))
         self.engine.save(root / checkpoint.SAVING / tag, self._state(step, consumed))
         dist.barrier()
-        on_rank_0(lambda: checkpoint.publish(root, tag))
+        bound = self.config.checkpoint.format == "deepspeed"
+        layout = deepspeed_layout(self.config) if bound else None
+        on_rank_0(lambda: checkpoint.publish(root, tag, layout))
         on_rank_0(lambda: checkpoint.prune(root, self.config.checkpoint.keep_last))
         seconds = time.perf_counter() - start
         if self.metrics is not None:
@@ -205,9 +212,59 @@ class _Run:
             "step": step,
             "consumed_samples": consumed,
             "data_seed": self.config.data.seed,
-            "rng": torch.get_rng_state(),
             "config": to_table(self.config),
         }
+
+
+def _start_of(
+    path: Path | None, config: Config, spec: ArchSpec
+) -> portable.PortableCheckpoint | None:
+    """The checkpoint an engine takes its weights from, if it is portable."""
+    if path is None:
+        return None
+    if not portable.is_portable(path):
+        on_rank_0(lambda: _refuse_other_layout(path, config))
+        return None
+    on_rank_0(lambda: portable.PortableCheckpoint(path, spec))  # says once what is wrong
+    return portable.PortableCheckpoint(path, spec)
+
+
+def checkpoint_bytes(config: Config, spec: ArchSpec) -> int:
+    """Size of a checkpoint, a little rounded up: fp32 master and moments, the model's own copy."""
+    copies = 1 + len(MOMENTS[config.optim.name])
+    own = config.precision.torch_dtype.itemsize if config.checkpoint.format == "deepspeed" else 0
+    return int(1.02 * count_params(spec) * (4 * copies + own)) + 2**20
+
+
+def deepspeed_layout(config: Config) -> dict[str, object]:
+    """What DeepSpeed's own checkpoints are bound to."""
+    parallel, stage = config.parallel, effective_zero_stage(config)[0]
+    sizes = {"dp": parallel.dp, "tp": parallel.tp, "pp": parallel.pp, "zero_stage": stage}
+    return {**sizes, "dtype": config.precision.dtype}
+
+
+def _refuse_other_layout(path: Path, config: Config) -> None:
+    saved, wanted = checkpoint.layout_of(path), deepspeed_layout(config)
+    if saved is not None and saved != wanted:
+        changed = [f"{k} {saved.get(k)} → {v}" for k, v in wanted.items() if saved.get(k) != v]
+        names = ", ".join(changed)
+        raise UserError(
+            f"{path} was written in another layout ({names}); DeepSpeed resumes only the same one",
+            hint='write with checkpoint.format="portable" to change the layout, or use --fresh',
+        )
+
+
+def _stop_at_nonsense(step: int, outcome: StepOutcome) -> None:
+    """Loss and norm are the same on every rank, so all ranks stop, and none saves."""
+    if math.isfinite(outcome.loss) and math.isfinite(outcome.grad_norm):
+        return
+    message = f"step {step}: loss {outcome.loss}, gradient norm {outcome.grad_norm}"
+    if dist.get_rank() != 0:
+        raise PeerError(message)
+    raise UserError(
+        f"{message}: training has diverged, the weights of this step were not saved",
+        hint="the last checkpoint is intact: lower optim.lr or clip harder, then run again",
+    )
 
 
 def on_rank_0(action: Callable[[], object]) -> None:
@@ -277,7 +334,6 @@ def _restore(state: dict[str, Any], config: Config) -> tuple[int, int]:
             f"{config.data.seed}: the data order would change",
             hint=f"set data.seed={state['data_seed']}, or start again with --fresh",
         )
-    torch.set_rng_state(state["rng"])
     return int(state["step"]), int(state["consumed_samples"])
 
 

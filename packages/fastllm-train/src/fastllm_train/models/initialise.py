@@ -45,13 +45,16 @@ def initialise(
     seed: int,
     gather: Gather | None = None,
     cut: Cut | None = None,
+    value_of: Callable[[ParamSpec], torch.Tensor] | None = None,
 ) -> None:
-    """Fill every parameter of ``model``. ``gather`` makes a ZeRO-3 shard whole and writable;
+    """Fill every parameter of ``model``, from ``value_of`` (whole tensors of a checkpoint) or, by
+    default, at random. ``gather`` makes a ZeRO-3 shard whole and writable;
     ``cut`` takes this rank's part of a whole value (tensor parallelism)."""
     by_name = {p.name: p for p in iter_params(spec)}
     whole = gather if gather is not None else lambda _: nullcontext()
     with torch.no_grad():
         for name, param in model.named_parameters():
             with whole(param):
-                value = initial_value(spec, by_name[name], seed)
+                param_spec = by_name[name]
+                value = value_of(param_spec) if value_of else initial_value(spec, param_spec, seed)
                 param.copy_(value if cut is None else cut(by_name[name], value))
