@@ -86,6 +86,25 @@ def test_longrope_lists_stay_lists_in_json() -> None:
     assert from_hf_config(to_hf_config(spec)) == spec
 
 
+def test_equal_rope_settings_are_equal_specs() -> None:
+    pairs = (("rope_type", "linear"), ("factor", 2.0))
+    assert RopeSpec(1e4, pairs) == RopeSpec(1e4, tuple(reversed(pairs)))
+    spec = ArchSpec(**{**spec_fields(preset("llama-2-7b")), "rope": RopeSpec(1e4, pairs)})
+    assert from_hf_config(to_hf_config(spec)) == spec
+
+
+def test_fields_without_effect_need_no_place_in_the_config() -> None:
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("mixtral-8x7b", {"ffn_hidden": 96}),
+        ("deepseek-v3", {"head_dim": 16, "kv_heads": 2}),
+        ("gpt2", {"rope": RopeSpec(5e5)}),
+        ("llama-2-7b", {"bos_token_id": None, "init_std": 0.01}),
+    ]
+    for name, changes in cases:
+        spec = ArchSpec(**{**spec_fields(preset(name)), **changes})
+        assert count_params(from_hf_config(to_hf_config(spec))) == count_params(spec)
+
+
 def spec_fields(spec: ArchSpec) -> dict[str, Any]:
     return {name: getattr(spec, name) for name in ArchSpec.__dataclass_fields__}
 

@@ -91,10 +91,16 @@ def to_hf_config(spec: ArchSpec, *, dtype: str | None = None) -> dict[str, Any]:
 
 
 def _lost_fields(spec: ArchSpec, back: ArchSpec) -> list[str]:
-    """Fields that do not survive the way to a config and back."""
-    names = [field.name for field in fields(spec) if field.name not in _INCIDENTAL]
+    """Fields that matter and do not survive the way to a config and back."""
+    idle = set(_INCIDENTAL)
+    if spec.mla is not None:
+        idle |= {"head_dim", "kv_heads"}  # the latent's own sizes replace them
+    if spec.moe is not None and not spec.moe.first_dense_layers:
+        idle.add("ffn_hidden")  # no layer has a dense MLP
+    if spec.position != "rope":
+        idle.add("rope")
     return [
-        f"{name}={getattr(spec, name)!r}"
-        for name in names
-        if getattr(spec, name) != getattr(back, name)
+        f"{field.name}={getattr(spec, field.name)!r}"
+        for field in fields(spec)
+        if field.name not in idle and getattr(spec, field.name) != getattr(back, field.name)
     ]

@@ -32,11 +32,15 @@ class RopeSpec:
     """Rotary position embedding (Su et al. 2021, arXiv:2104.09864).
 
     ``scaling`` is the Hugging Face ``rope_scaling`` object (``rope_type``, ``factor``, ...) kept
-    verbatim, or empty for none. A tuple of pairs, so that the spec stays hashable.
+    verbatim, or empty for none. A tuple of pairs, so that the spec stays hashable, in the order of
+    their keys, so that equal settings are equal specs.
     """
 
     theta: float = 10_000.0
     scaling: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scaling", tuple(sorted(self.scaling, key=lambda kv: kv[0])))
 
     @classmethod
     def from_table(cls, theta: object, scaling: Mapping[str, Any]) -> RopeSpec:
