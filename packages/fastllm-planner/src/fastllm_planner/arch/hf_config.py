@@ -92,7 +92,7 @@ def to_hf_config(spec: ArchSpec, *, dtype: str | None = None) -> dict[str, Any]:
 
 def _lost_fields(spec: ArchSpec, back: ArchSpec) -> list[str]:
     """Fields that matter and do not survive the way to a config and back."""
-    idle = set(_INCIDENTAL)
+    idle: set[str] = set(_INCIDENTAL)
     if spec.mla is not None:
         idle |= {"head_dim", "kv_heads"}  # the latent's own sizes replace them
     if spec.moe is not None and not spec.moe.first_dense_layers:
