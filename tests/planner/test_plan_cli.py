@@ -135,6 +135,8 @@ def test_fixed_axes_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
     for plan in data["plans"]:
         layout = plan["layout"]
         assert (layout["tp"], layout["zero_stage"], layout["recompute"]) == (4, 1, "full")
+    status, out, _ = run(PLAN_8B + " --fix tp=4 --fix sequence-parallel=true", capsys)
+    assert "\nSearched with tp=4, sequence_parallel=true only.\n" in out
     status, out, _ = run(PLAN_8B + " --fix tp=3", capsys)
     assert status == 1
     assert "cannot run" in out

@@ -54,7 +54,8 @@ def command(
 
     check_targets(emit)
     job = build_job(options)
-    result = search(job, top_k=top_k, pinned=trainer_pins(emit) | read_pins(fix))
+    pins = trainer_pins(emit) | read_pins(fix)
+    result = search(job, top_k=top_k, pinned=pins)
     plans = [price_layout(job, candidate.layout) for candidate in result.ranked]
     for target in emit if plans else ():
         emit_plan(plans[0], target, model=options["model"])
@@ -65,9 +66,16 @@ def command(
     else:
         blocks = [render_plan(plans[0]), render_alternatives(plans)] if plans else []
         blocks = blocks or [render_no_fit(job, result)]
+        blocks += [_searched(pins)] if pins else []
         blocks += [render_rejections(result)] if explain else []
         click.echo("\n\n".join([*blocks, render_assumptions(job)]))
     return 0 if plans else 1
+
+
+def _searched(pins: dict[str, Any]) -> str:
+    """What was not searched, because it was fixed or because fastllm-train cannot run it."""
+    fixed = ", ".join(f"{axis}={str(value).lower()}" for axis, value in pins.items())
+    return f"Searched with {fixed} only."
 
 
 def read_pins(pairs: Sequence[str]) -> dict[str, Any]:
