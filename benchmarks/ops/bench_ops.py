@@ -22,6 +22,7 @@ import torch  # first, so that fastllm_core shares its OpenMP threads
 import torch.nn.functional as F
 
 from fastllm_core import _core
+from fastllm_train.ops.cross_entropy import cross_entropy
 from fastllm_train.ops.glu import geglu, swiglu
 from fastllm_train.ops.registration import contiguous_capsule
 from fastllm_train.ops.rmsnorm import rmsnorm, rmsnorm_residual
@@ -147,7 +148,38 @@ def rope_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> list[Cas
     ]
 
 
-OPERATORS = (rmsnorm_cases, glu_cases, rope_cases)
+def cross_entropy_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> list[Case]:
+    vocabulary = 32768
+    rows = rows * cols // vocabulary
+    logits = torch.randn(rows, vocabulary).to(dtype)
+    labels = torch.randint(0, vocabulary, (rows,))
+    out = torch.empty_like(logits)
+    outputs = [torch.empty(rows) for _ in range(3)]
+    lse, dloss = logits.float().logsumexp(1), torch.ones(rows)
+    leaf = logits.clone().requires_grad_()
+
+    def eager(x: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(x.float(), labels, reduction="none")
+
+    return [
+        Case(
+            f"cross_entropy fwd {label}",
+            logits.nbytes,
+            kernel_call(_core.cross_entropy_fwd, logits, labels, *outputs),
+            lambda: cross_entropy(logits, labels),
+            lambda: eager(logits),
+        ),
+        Case(
+            f"cross_entropy bwd / fwd+bwd {label}",
+            2 * logits.nbytes,
+            kernel_call(_core.cross_entropy_bwd, logits, labels, lse, dloss, out),
+            lambda: torch.autograd.grad(cross_entropy(leaf, labels).sum(), leaf),
+            lambda: torch.autograd.grad(eager(leaf).sum(), leaf),
+        ),
+    ]
+
+
+OPERATORS = (rmsnorm_cases, glu_cases, rope_cases, cross_entropy_cases)
 
 
 def medians(
@@ -183,7 +215,7 @@ def main() -> None:
     rows, cols, runs, threads = (arguments.rows, arguments.cols, arguments.runs, arguments.threads)
     copy = copy_bandwidth(rows, cols, runs, clock)
     print(f"{threads} threads, {_core.cpu_isa()}, {rows}x{cols}, copy {copy / 1e9:.1f} GB/s")
-    print(f"{'':32s}{'kernel':>11s}{'of copy':>9s}{'operator':>12s}{'torch':>12s}{'ratio':>8s}")
+    print(f"{'':34s}{'kernel':>11s}{'of copy':>9s}{'operator':>12s}{'torch':>12s}{'ratio':>8s}")
     for operator in OPERATORS:
         for label, dtype in DTYPES.items():
             for case in operator(rows, cols, label, dtype):
@@ -193,7 +225,7 @@ def main() -> None:
                 kernel, ours, theirs = medians(competitors, runs, clock)
                 rate = case.moved_bytes / kernel
                 print(
-                    f"{case.name:32s}{rate / 1e9:6.1f} GB/s{rate / copy:9.2f}"
+                    f"{case.name:34s}{rate / 1e9:6.1f} GB/s{rate / copy:9.2f}"
                     f"{ours * 1e3:9.1f} ms{theirs * 1e3:9.1f} ms{theirs / ours:7.1f}x"
                 )
 

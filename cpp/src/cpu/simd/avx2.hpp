@@ -141,6 +141,8 @@ FASTLLM_INLINE float largest(Vec a) {
     return _mm_cvtss_f32(m);
 }
 
+FASTLLM_INLINE float first_lane(Vec a) { return _mm256_cvtss_f32(a.v); }
+
 FASTLLM_INLINE float sum(Vec a) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));

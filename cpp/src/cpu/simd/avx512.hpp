@@ -131,6 +131,8 @@ FASTLLM_INLINE float largest(Vec a) {
     return _mm_cvtss_f32(m);
 }
 
+FASTLLM_INLINE float first_lane(Vec a) { return _mm512_cvtss_f32(a.v); }
+
 FASTLLM_INLINE float sum(Vec a) {
     const __m256 upper = _mm512_extractf32x8_ps(a.v, 1);
     const __m256 s8 = _mm256_add_ps(_mm512_castps512_ps256(a.v), upper);

@@ -132,6 +132,8 @@ FASTLLM_INLINE float largest(Vec v) {
     return m;
 }
 
+FASTLLM_INLINE float first_lane(Vec v) { return v.lane[0]; }
+
 FASTLLM_INLINE float sum(Vec v) {
     const float a = (v.lane[0] + v.lane[4]) + (v.lane[2] + v.lane[6]);
     const float b = (v.lane[1] + v.lane[5]) + (v.lane[3] + v.lane[7]);

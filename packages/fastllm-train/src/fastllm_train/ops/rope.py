@@ -42,8 +42,8 @@ def rope(
         positions: int64, shape ``(batch, tokens)``: each token's row of the tables, which serves
             offsets and packed sequences. A row outside of the tables gives NaN. Without it token s
             takes row s.
-        interleaved: pairs are channels ``(2i, 2i + 1)``; otherwise ``(i, i + pairs)``, as in Hugging
-            Face's checkpoints.
+        interleaved: pairs are channels ``(2i, 2i + 1)``; otherwise ``(i, i + pairs)``, as in
+            Hugging Face's checkpoints.
 
     Returns:
         A tensor of the shape and dtype of ``x``.
