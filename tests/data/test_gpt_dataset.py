@@ -109,6 +109,29 @@ def test_blend(weights: list[float], size: int) -> None:
         assert mine.tolist() == list(range(len(mine)))
 
 
+@pytest.mark.parametrize("kind", ["uniform", "heavy tail", "equal", "few large"])
+def test_blend_of_many_datasets(kind: str) -> None:
+    """Above a few hundred datasets only candidates are compared; the result is the same."""
+    rng = np.random.RandomState(0)
+    weights = {
+        "uniform": rng.rand(700) + 0.01,
+        "heavy tail": rng.pareto(1.0, 700) + 1e-3,
+        "equal": np.ones(700),
+        "few large": np.concatenate([np.full(3, 500.0), rng.rand(700)]),
+    }[kind]
+    weights = weights / weights.sum()
+    size = 5000
+    drawn = np.zeros(len(weights))
+    expected = np.empty(size, dtype=np.int16)
+    for t in range(size):
+        expected[t] = np.argmax(weights * max(t, 1) - drawn)
+        drawn[expected[t]] += 1
+    index, sample = blend(weights, size)
+    np.testing.assert_array_equal(index, expected)
+    for j in (0, 1, 699):
+        assert sample[index == j].tolist() == list(range(int((index == j).sum())))
+
+
 @settings(max_examples=40, deadline=None)
 @given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=8).filter(any))
 def test_exhaustive_blend(sizes: list[int]) -> None:

@@ -15,10 +15,12 @@ from fastllm_data import __version__
 # line stands here too so that the group's help imports no verb (a test keeps them equal).
 VERBS: dict[str, str] = {
     "tokenize": "Turn JSONL into a Megatron dataset (.bin, .idx).",
+    "preprocess": "Tokenize, with Megatron's preprocess_data.py options.",
     "train-tokenizer": "Train a SentencePiece BPE tokenizer.",
     "inspect": "Say what a dataset holds; show a document.",
     "decode": "Print documents of a dataset as text.",
     "stats": "Count documents and tokens; histogram, entropy.",
+    "merge": "Join datasets into one, in the order given.",
     "verify": "Check every byte that can be checked.",
 }
 
