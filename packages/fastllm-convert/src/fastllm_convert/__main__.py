@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 
 import click
 
@@ -44,37 +45,41 @@ for _command in (run, plan, inspect, verify, *_ALIASES):
     cli.add_command(_command)
 
 
-def _wants_traceback() -> bool:
-    return "--debug" in sys.argv[1:] or os.environ.get("FASTLLM_DEBUG", "") not in ("", "0")
+def _wants_traceback(args: Sequence[str]) -> bool:
+    """``--debug`` before the verb, or ``FASTLLM_DEBUG=1``."""
+    return "--debug" in args[:1] or os.environ.get("FASTLLM_DEBUG", "") not in ("", "0")
 
 
-def _fail(message: str, hint: str) -> int:
+def _fail(message: str, hint: str, *, trace: bool) -> int:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     if hint:
         print(f"hint: {' '.join(hint.split())}", file=sys.stderr)
-    if _wants_traceback():
+    if trace:
         traceback.print_exc()
     return 2
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (0 yes, 1 no, 2 bad input, 130 interrupted)."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    trace = _wants_traceback(args)
     try:
-        status = cli.main(standalone_mode=False)
+        status = cli.main(args=args, prog_name="fastllm-convert", standalone_mode=False)
     except UserError as error:
-        return _fail(error.message, error.hint)
+        return _fail(error.message, error.hint, trace=trace)
     except click.exceptions.Abort:
         return 130
     except KeyboardInterrupt:
         return 130
     except click.ClickException as error:
-        return _fail(error.format_message(), "fastllm-convert --help lists the commands")
+        hint = "fastllm-convert --help lists the commands"
+        return _fail(error.format_message(), hint, trace=trace)
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     except Exception as error:
         message = f"unexpected {type(error).__name__}: {error}"
-        return _fail(message, "run again with --debug for the traceback")
+        return _fail(message, "run again with --debug for the traceback", trace=trace)
     return status if isinstance(status, int) else 0
 
 

@@ -47,22 +47,22 @@ def execute(
     """
     target = target.absolute()
     folder = target.parent / f".{target.name}.partial"
-    with _cleaned_on_error(folder), Sources() as sources, ThreadPoolExecutor(threads) as pool:
+    with Sources() as sources, ThreadPoolExecutor(threads) as pool:
         check_equal(plan.equal, sources)
         _require_space(plan, folder, sources)
         _prepare(folder)
-        with Journal(folder / ".journal", plan.fingerprint()) as journal:
+        with Journal(folder / ".journal", plan.fingerprint()) as journal, _cleaned(folder):
             writer = Writer(folder, journal, sources, threads)
             arrays = (piece.array for file in plan.files for piece in file.pieces)
             checks = member_checks(plan.checked, arrays, sources) if check_crc else []
             writer.run(plan, pool, progress, checks)
-        (folder / ".journal").unlink()
-        publish(folder, target, replace=replace)
+            journal.remove()
+            publish(folder, target, replace=replace)
         return writer.overflowed
 
 
 @contextmanager
-def _cleaned_on_error(folder: Path) -> Generator[None]:
+def _cleaned(folder: Path) -> Generator[None]:
     """An error leaves nothing behind; only a kill (or Ctrl-C) leaves the folder, for resuming."""
     try:
         yield
@@ -80,8 +80,11 @@ def _cleaned_on_error(folder: Path) -> Generator[None]:
 
 
 def _prepare(folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {folder.parent}: {error.strerror}") from None
 
 
 def _require_space(plan: Plan, folder: Path, sources: Sources) -> None:

@@ -25,6 +25,7 @@ class Journal:
     """A context manager; the file stays locked while open, so that two runs cannot share it."""
 
     def __init__(self, path: Path, fingerprint: str) -> None:
+        self._path = path
         self._header = f"{fingerprint} {_boot_id()}"
         self._done: dict[int, dict[int, int]] = {}
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -58,6 +59,10 @@ class Journal:
 
     def record(self, file_index: int, number: int, crc: int) -> None:
         os.write(self._fd, f"{file_index} {number} {crc}\n".encode())
+
+    def remove(self) -> None:
+        """The work is complete: the folder holds nothing but the result from now on."""
+        self._path.unlink()
 
     def __enter__(self) -> Journal:
         return self
