@@ -15,13 +15,19 @@ TYPES = ("GPT2BPETokenizer", *SENTENCEPIECE, *HUGGING_FACE, "TikTokenizer")
 
 @click.command(
     cls=ExampleCommand,
-    example="fastllm-data preprocess --input c.jsonl --output-prefix data/c --append-eod "
-    "--tokenizer-type Llama2Tokenizer --tokenizer-model t.model",
+    example="fastllm-data preprocess --input c.jsonl --output-prefix data/c "
+    "--tokenizer-type HFTokenizer --tokenizer-model t.json",
 )
 @click.option("--input", "source", required=True, help="JSONL file or glob.")
 @click.option("--output-prefix", required=True, type=click.Path(path_type=Path))
 @click.option("--json-keys", default="text", show_default=True, help="Fields, separated by spaces.")
-@click.option("--tokenizer-type", required=True, type=click.Choice(TYPES))
+@click.option(
+    "--tokenizer-type",
+    required=True,
+    type=click.Choice(TYPES),
+    metavar="TYPE",
+    help=", ".join(TYPES),
+)
 @click.option("--vocab-file", type=click.Path(path_type=Path), help="GPT-2's vocab.json.")
 @click.option("--merge-file", type=click.Path(path_type=Path), help="GPT-2's merges.txt.")
 @click.option("--tokenizer-model", type=click.Path(path_type=Path))
