@@ -1,5 +1,6 @@
 # The operators: one name per op in every list and file. To add one, add its files and its name here.
 set(FASTLLM_OPS
+    adamw
     cross_entropy
     glu
     rmsnorm

@@ -22,6 +22,7 @@ import torch  # first, so that fastllm_core shares its OpenMP threads
 import torch.nn.functional as F
 
 from fastllm_core import _core
+from fastllm_train.ops.adamw import adamw_
 from fastllm_train.ops.cross_entropy import cross_entropy
 from fastllm_train.ops.glu import geglu, swiglu
 from fastllm_train.ops.registration import contiguous_capsule
@@ -179,7 +180,37 @@ def cross_entropy_cases(rows: int, cols: int, label: str, dtype: torch.dtype) ->
     ]
 
 
-OPERATORS = (rmsnorm_cases, glu_cases, rope_cases, cross_entropy_cases)
+def adamw_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> list[Case]:
+    count = rows * cols
+    master, exp_avg, exp_avg_sq = torch.randn(count), torch.zeros(count), torch.zeros(count)
+    grad = torch.randn(count).to(dtype)
+    model = None if dtype == torch.float32 else torch.empty(count, dtype=dtype)
+    theirs = torch.nn.Parameter(master.clone())
+    theirs.grad = grad.float()
+    optimizer = torch.optim.AdamW([theirs], lr=1e-3, fused=True)
+    numbers = (1e-3, 0.9, 0.999, 1e-8, 0.01, 1)
+    half = 0 if model is None else model.nbytes
+
+    def fused_and_cast() -> None:
+        optimizer.step()
+        if model is not None:
+            model.copy_(theirs.detach())
+
+    return [
+        Case(
+            f"adamw, {label} gradient and copy" if half else f"adamw {label}",
+            6 * master.nbytes + grad.nbytes + half,
+            kernel_call(_core.adamw, master, grad, exp_avg, exp_avg_sq, model, None, *numbers),
+            lambda: adamw_(
+                master, grad, exp_avg, exp_avg_sq, lr=1e-3, betas=(0.9, 0.999), eps=1e-8,
+                weight_decay=0.01, step=1, model=model,
+            ),
+            fused_and_cast,
+        )
+    ]  # fmt: skip
+
+
+OPERATORS = (rmsnorm_cases, glu_cases, rope_cases, cross_entropy_cases, adamw_cases)
 
 
 def medians(

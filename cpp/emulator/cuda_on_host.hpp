@@ -50,14 +50,15 @@ T& shared_variable(const void* key) {
     return *reinterpret_cast<T*>(current_block()->shared_variable(key, sizeof(T), alignof(T)));
 }
 
-EMULATOR_CALL inline void load16(void* to, const void* from) {
-    access(from, 16, Access::kRead, EMULATOR_PC);
-    std::memcpy(to, from, 16);
+// One access of so many bytes, whatever the host compiler would make of it.
+EMULATOR_CALL inline void load(void* to, const void* from, std::size_t bytes) {
+    access(from, bytes, Access::kRead, EMULATOR_PC);
+    std::memcpy(to, from, bytes);
 }
 
-EMULATOR_CALL inline void store16(void* to, const void* from) {
-    access(to, 16, Access::kWrite, EMULATOR_PC);
-    std::memcpy(to, from, 16);
+EMULATOR_CALL inline void store(void* to, const void* from, std::size_t bytes) {
+    access(to, bytes, Access::kWrite, EMULATOR_PC);
+    std::memcpy(to, from, bytes);
 }
 
 // The value that `source` holds; `source` must take part.

@@ -202,16 +202,16 @@ def test_bytes_moved(emulated: Any, dtype: torch.dtype) -> None:
 def test_binding_refuses() -> None:
     logits, labels, out = sample(4, 8, torch.float32)
     others = [torch.empty(4), torch.empty(4)]
-    refused: tuple[tuple[tuple[Any, ...], str], ...] = (
+    call: Any = _core.cross_entropy_fwd
+    for arguments, message in (
         ((logits[0], labels, out, *others), "logits has not the shape"),
         ((logits, labels.int(), out, *others), "labels is not int64"),
         ((logits, labels[:3], out, *others), r"labels has shape \(3,\), expected \(4,\)"),
         ((logits, labels, out, out, others[0]), "sum overlaps max"),
         ((logits, labels, out.half(), *others), "max is float16, expected float32"),
-    )
-    for arguments, message in refused:
+    ):
         with pytest.raises(ValueError, match=f"cross_entropy_fwd: {message}"):
-            _core.cross_entropy_fwd(*arguments)
+            call(*arguments)
 
 
 # --- the torch function ------------------------------------------------------------------------

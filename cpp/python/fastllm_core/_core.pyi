@@ -182,3 +182,20 @@ def cross_entropy_bwd(
     ignore: int = -100,
     stream: int = 0,
 ) -> None: ...
+
+# adamw.cpp
+def adamw(
+    master: object,
+    grad: object,
+    exp_avg: object,
+    exp_avg_sq: object,
+    model: object | None,
+    grad_scale: object | None,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    stream: int = 0,
+) -> None: ...

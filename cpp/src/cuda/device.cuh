@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
@@ -53,24 +54,30 @@ __device__ __forceinline__ __half from_float<__half>(float value) {
 template <class T>
 inline constexpr int kPackWidth = 16 / sizeof(T);
 
-// kWidth consecutive elements, held in registers. 16 bytes move in one access, any other width
-// element by element.
+// kWidth consecutive elements, held in registers. 16 bytes, and 4 elements of 16 bits, move in one
+// access; any other width element by element.
 template <class T, int kWidth>
 struct alignas(kWidth * sizeof(T)) Pack {
     T lane[kWidth];
 };
 
+template <class T, int kWidth>
+inline constexpr int kAccessBytes = kWidth * sizeof(T) == 16        ? 16
+                                    : kWidth == 4 && sizeof(T) == 2 ? 8
+                                                                    : sizeof(T);
+
 template <int kWidth, class T>
 __device__ __forceinline__ Pack<T, kWidth> load_pack(const T* p) {
     Pack<T, kWidth> pack;
-    if constexpr (sizeof(pack) != 16) {
+    if constexpr (kAccessBytes<T, kWidth> == sizeof(T)) {
 #pragma unroll
         for (int j = 0; j < kWidth; ++j) pack.lane[j] = p[j];
     } else {
 #if defined(__CUDACC__)
-        *reinterpret_cast<uint4*>(&pack) = *reinterpret_cast<const uint4*>(p);
+        using Word = std::conditional_t<sizeof(pack) == 16, uint4, uint2>;
+        *reinterpret_cast<Word*>(&pack) = *reinterpret_cast<const Word*>(p);
 #else
-        emulator::load16(&pack, p);
+        emulator::load(&pack, p, sizeof(pack));
 #endif
     }
     return pack;
@@ -78,14 +85,15 @@ __device__ __forceinline__ Pack<T, kWidth> load_pack(const T* p) {
 
 template <int kWidth, class T>
 __device__ __forceinline__ void store_pack(T* p, const Pack<T, kWidth>& pack) {
-    if constexpr (sizeof(pack) != 16) {
+    if constexpr (kAccessBytes<T, kWidth> == sizeof(T)) {
 #pragma unroll
         for (int j = 0; j < kWidth; ++j) p[j] = pack.lane[j];
     } else {
 #if defined(__CUDACC__)
-        *reinterpret_cast<uint4*>(p) = *reinterpret_cast<const uint4*>(&pack);
+        using Word = std::conditional_t<sizeof(pack) == 16, uint4, uint2>;
+        *reinterpret_cast<Word*>(p) = *reinterpret_cast<const Word*>(&pack);
 #else
-        emulator::store16(p, &pack);
+        emulator::store(p, &pack, sizeof(pack));
 #endif
     }
 }

@@ -131,6 +131,8 @@ FASTLLM_INLINE float largest(Vec a) {
     return _mm_cvtss_f32(m);
 }
 
+FASTLLM_INLINE Vec square_root(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
+
 FASTLLM_INLINE float first_lane(Vec a) { return _mm512_cvtss_f32(a.v); }
 
 FASTLLM_INLINE float sum(Vec a) {

@@ -132,6 +132,10 @@ FASTLLM_INLINE float largest(Vec v) {
     return m;
 }
 
+FASTLLM_INLINE Vec square_root(Vec v) {
+    return map_lanes([&](int i) { return std::sqrt(v.lane[i]); });
+}
+
 FASTLLM_INLINE float first_lane(Vec v) { return v.lane[0]; }
 
 FASTLLM_INLINE float sum(Vec v) {
