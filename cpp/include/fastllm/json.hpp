@@ -17,8 +17,7 @@ namespace fastllm {
 // What is wrong with a line, and at which byte of it (from 0).
 class JsonError : public std::runtime_error {
   public:
-    JsonError(const std::string& message, size_t at)
-        : std::runtime_error(message), offset(at) {}
+    JsonError(const std::string& message, size_t at) : std::runtime_error(message), offset(at) {}
     size_t offset;
 };
 

@@ -14,7 +14,8 @@ enum UnicodeClass : uint8_t {
     kLower = 32,   // [\p{Ll}\p{Lm}\p{Lo}\p{M}]
 };
 
-// All classes of all code points: page_of[cp / 256] * 256 + cp % 256 indexes `classes`. page_of[0] is 0.
+// All classes of all code points: page_of[cp / 256] * 256 + cp % 256 indexes `classes`. page_of[0]
+// is 0.
 struct UnicodeTable {
     uint8_t page_of[0x110000 / 256];
     uint8_t classes[256 * 256];

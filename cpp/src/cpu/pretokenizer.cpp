@@ -11,7 +11,7 @@ struct Character {
 };
 
 inline Character at(const UnicodeTable& table, const uint8_t* p) {
-    if (*p < 0x80) return {table.classes[*p], 1}; // page 0 is the first in the table
+    if (*p < 0x80) return {table.classes[*p], 1};  // page 0 is the first in the table
     const int length = utf8::length(*p);
     return {unicode_class(table, utf8::decode(p, length)), length};
 }

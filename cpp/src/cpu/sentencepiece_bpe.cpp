@@ -304,7 +304,8 @@ class SentencePieceBpeThread : public EncoderThread {
     uint32_t* encode_chunk(const char* text, size_t size, uint32_t* out) {
         const auto* p = reinterpret_cast<const uint8_t*>(text);
         const uint8_t* const end = p + size;
-        if (size == size_t(utf8::length(*p))) { // one character: punctuation, digits, most of Chinese
+        if (size ==
+            size_t(utf8::length(*p))) {  // one character: punctuation, digits, most of Chinese
             const uint32_t symbol = m_.character(utf8::decode(p, int(size))).symbol;
             if (symbol < m_.vocab_size_) {
                 *out = symbol;

@@ -16,7 +16,7 @@ TYPES = ("GPT2BPETokenizer", *SENTENCEPIECE, *HUGGING_FACE, "TikTokenizer")
 @click.command(
     cls=ExampleCommand,
     example="fastllm-data preprocess --input c.jsonl --output-prefix data/c "
-    "--tokenizer-type HFTokenizer ...",
+    "--tokenizer-type TYPE ...",
 )
 @click.option("--input", "source", required=True, help="JSONL file or glob.")
 @click.option("--output-prefix", required=True, type=click.Path(path_type=Path))
