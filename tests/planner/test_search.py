@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +15,7 @@ from fastllm_planner.hardware import GIB
 from fastllm_planner.layout import Layout
 from fastllm_planner.memory import estimate_memory, peak_bytes
 from fastllm_planner.plan import Job
-from fastllm_planner.search import TIE, SearchResult, divisors, search, shapes, strategy
+from fastllm_planner.search import TIE, divisors, search, shapes, strategy
 from fastllm_planner.steptime import step_seconds
 
 from .jobs import job
@@ -121,18 +120,13 @@ def test_pins_are_kept() -> None:
             assert getattr(candidate.layout, name) == value
 
 
-def _timed(question: Job) -> tuple[float, SearchResult]:
-    start = time.process_time()
-    result = search(question)
-    return time.process_time() - start, result
-
-
 @pytest.mark.parametrize("stack", ["megatron-fused", "fastllm"])
-def test_llama_70b_on_1024_gpus_takes_under_a_second(stack: str) -> None:
+def test_llama_70b_on_1024_gpus_prices_few_layouts(stack: str) -> None:
+    """The bounds prune: ``benchmarks/planner/bench_search.py`` measures what that takes."""
     question = job("llama-2-70b", "H100-SXM", 1024, stack, global_batch=1024, seq_len=4096)
-    seconds, result = min((_timed(question) for _ in range(2)), key=lambda pair: pair[0])
+    result = search(question)
     assert result.ranked
-    assert seconds < 1.0, f"{seconds:.2f} s of processor time for {result.priced} layouts"
+    assert 0 < result.priced < 5_000
 
 
 MODELS = (
