@@ -37,10 +37,11 @@ def require_free(src: Path, dst: Path, *, force: bool) -> None:
         raise UserError(f"{dst} is not a checkpoint: --force does not replace it")
 
 
-def publish(folder: Path, target: Path, *, replace: bool) -> None:
+def publish(folder: Path, target: Path, *, replace: bool, durable: bool = True) -> None:
     """Give the finished ``folder`` its name. The old one, if any, goes only after that."""
-    for directory in [*(p for p in folder.rglob("*") if p.is_dir()), folder]:
-        fsync_folder(directory)
+    if durable:
+        for directory in [*(p for p in folder.rglob("*") if p.is_dir()), folder]:
+            fsync_folder(directory)
     old: Path | None = None
     if target.is_dir():
         if not any(target.iterdir()):
@@ -54,7 +55,8 @@ def publish(folder: Path, target: Path, *, replace: bool) -> None:
         if old is not None:
             old.rename(target)
         raise
-    fsync_folder(target.parent)
+    if durable:
+        fsync_folder(target.parent)
     if old is not None:
         shutil.rmtree(old)
 

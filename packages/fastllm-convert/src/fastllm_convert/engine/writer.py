@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 
 from fastllm_convert.engine import writeback
@@ -33,22 +34,25 @@ class _OpenFile:
         self.left = len(file.pieces) - len(done)
         self.parts: dict[int, list[tuple[int, int] | None]] = {}
 
-    def close(self) -> None:
+    def close(self, *, durable: bool) -> None:
         literals = list(self.file.literals)
         if self.file.finish is not None:
             literals += self.file.finish([self.crcs[n] for n in range(len(self.file.pieces))])
         for offset, content in literals:
             write_all(self.fd, memoryview(content), offset)
-        os.fsync(self.fd)
+        if durable:
+            os.fsync(self.fd)
         os.close(self.fd)
 
 
 class Writer:
     """Writes a plan into ``folder``. ``overflowed``: values that a cast made infinite."""
 
-    def __init__(self, folder: Path, journal: Journal, sources: Sources, threads: int) -> None:
+    def __init__(
+        self, folder: Path, journal: Journal, sources: Sources, threads: int, *, durable: bool
+    ) -> None:
         self.folder, self.journal, self.sources = folder, journal, sources
-        self.threads = threads
+        self.threads, self.durable = threads, durable
         self.overflowed = 0
         self._lock = threading.Lock()
         self._sync = ThreadPoolExecutor(1)
@@ -79,7 +83,7 @@ class Writer:
             done = self.journal.done(index)
             opened = _OpenFile(index, file, self.folder / file.path, done)
             if not opened.left:
-                self._submit(opened.close)
+                self._submit(partial(opened.close, durable=self.durable))
             for number, piece in enumerate(file.pieces):
                 if number in done:
                     progress(piece.nbytes)
@@ -95,7 +99,8 @@ class Writer:
         """One task, and the bookkeeping when it was the last of its piece or file."""
         want_crc = opened.file.finish is not None
         done = run_task(task, piece, self.sources, opened.output, want_crc=want_crc)
-        writeback.start(opened.fd, task.offset, task.nbytes)
+        if self.durable:
+            writeback.start(opened.fd, task.offset, task.nbytes)
         with self._lock:
             self.overflowed += done.overflowed
             self._note(opened, number, part, done, task.nbytes)
@@ -118,7 +123,7 @@ class Writer:
         self.journal.record(opened.index, number, crc)
         opened.left -= 1
         if not opened.left:
-            self._submit(opened.close)
+            self._submit(partial(opened.close, durable=self.durable))
 
     def _submit(self, job: Callable[[], None]) -> None:
         self._syncs.append(self._sync.submit(job))
