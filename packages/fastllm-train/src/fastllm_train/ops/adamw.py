@@ -1,7 +1,8 @@
 """One AdamW step on one tensor, in place (Loshchilov and Hutter, arXiv:1711.05101).
 
 Master weight and moments are float32; a copy of the weight in the model's dtype is written in the
-same pass over memory (formula in ``cpp/include/fastllm/adamw.hpp``, the one of ``torch.optim.AdamW``).
+same pass over memory. The formula, in ``cpp/include/fastllm/adamw.hpp``, is that of
+``torch.optim.AdamW``.
 """
 
 from __future__ import annotations
