@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from fastllm_planner.__main__ import main
-from fastllm_planner.emit import TRAINER_SIZES
+from fastllm_planner.arch import preset, preset_names
+from fastllm_planner.trainer import TRAINER_FAMILIES, TRAINER_SIZES
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.toml"
@@ -37,3 +38,16 @@ def test_the_axes_held_at_1_are_those_that_the_trainer_refuses(tmp_path: Path) -
         done = check(f"base={target}", "parallel.dp=2", f"parallel.{axis}=2")
         assert done.returncode == 2, f"the trainer runs {axis}=2: remove it from TRAINER_SIZES"
         assert axis in done.stderr
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_the_planner_emits_for_the_families_that_the_trainer_has(name: str) -> None:
+    from fastllm_train.errors import UserError
+    from fastllm_train.models.supported import check_supported
+
+    try:
+        check_supported(preset(name))
+        trainable = True
+    except UserError:
+        trainable = False
+    assert (preset(name).family in TRAINER_FAMILIES) == trainable

@@ -73,7 +73,8 @@ def test_deepspeed_json(tmp_path: Path) -> None:
     assert config["zero_optimization"]["stage"] == 2
     assert config["bf16"] == {"enabled": True}
     offloaded = replace(LAYOUT, zero_stage=3, offload="optimizer+params")
-    emit_plan(planned(offloaded, 16, dtype="fp16"), target, model="llama-3-8b")
+    other = planned(offloaded, 16, dtype="fp16", stack="megatron-deepspeed")
+    emit_plan(other, target, model="llama-3-8b")
     config = json.loads(target.read_text(encoding="utf-8"))
     assert config["zero_optimization"]["offload_param"]["device"] == "cpu"
     assert config["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
@@ -91,6 +92,20 @@ def test_deepspeed_accepts_the_json(tmp_path: Path) -> None:
     config = DeepSpeedConfig(raw)
     assert config.zero_optimization_stage == 2
     assert config.gradient_accumulation_steps == 2
+
+
+@pytest.mark.parametrize("name", ["train.toml", "deepspeed.json", "slurm.sh", "torchrun.sh"])
+def test_nothing_is_written_that_the_trainer_refuses(name: str, tmp_path: Path) -> None:
+    deep = replace(LAYOUT, dp=4, pp=2, zero_stage=1)
+    with pytest.raises(UserError, match="does not run pp=2"):
+        emit_plan(planned(deep, 16), tmp_path / name, model="llama-3-8b")
+    with pytest.raises(UserError, match="no deepseek_v3 models"):
+        emit_plan(planned(LAYOUT, 16, spec=preset("deepseek-v3")), tmp_path / name, model="x")
+    with pytest.raises(UserError, match="8192 positions"):
+        emit_plan(planned(LAYOUT, 16, seq_len=16384), tmp_path / name, model="llama-3-8b")
+    with pytest.raises(UserError, match="does not run tp=2"):
+        emit_plan(planned(LAYOUT, 16, spec=preset("mixtral-8x7b")), tmp_path / name, model="x")
+    assert list(tmp_path.iterdir()) == []
 
 
 def _fake_tools(folder: Path) -> dict[str, str]:

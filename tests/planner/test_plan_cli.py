@@ -242,7 +242,9 @@ def test_the_quickstart_plans_two_processes(
     assert status == 0
     assert "2 CPU processes of this machine fits" in out
     assert "MFU" not in out.splitlines()[0]  # nobody measured this machine's peak
-    assert err == f"wrote {target}\n"
+    # The emitted file names no data: the next command does.
+    follow = f"next: fastllm-train check {target} 'data.paths=[\"PREFIX\"]'"
+    assert err.splitlines() == [f"wrote {target}", follow]
     config = tomllib.loads(target.read_text(encoding="utf-8"))
     assert config["model"] == {"preset": "llama-10m"}
     parallel, batch = config["parallel"], config["batch"]
@@ -251,6 +253,32 @@ def test_the_quickstart_plans_two_processes(
     assert (batch["global"], batch["seq_len"]) == (16, 256)
     assert 16 % (2 * batch["micro"]) == 0
     assert config["precision"] == {"dtype": "fp32"}
+
+
+def test_the_plan_says_what_the_trainer_cannot_run(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "plan --model mixtral-8x7b --gpu H100-SXM --gpus 64"
+    status, out, _ = run(command, capsys)
+    out = " ".join(out.split())
+    assert status == 0
+    assert "fastllm-train cannot run ep=8 yet; the best it can run: ZeRO-3, DP 64," in out
+    assert "cannot run ep=8" in run_json(command, capsys)["trainer"]
+    _, out, _ = run(f"{command} --backend megatron-fused", capsys)
+    assert "fastllm-train" not in out
+    _, out, _ = run(f"{command} --fix ep=1 --fix tp=1 --fix pp=1", capsys)
+    assert "fastllm-train" not in out
+
+
+def test_the_plan_says_where_a_sequence_is_too_long_to_train(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = f"{PLAN_8B} --seq-len 16384"
+    _, out, _ = run(command, capsys)
+    assert "takes no sequences of 16384 tokens" in " ".join(out.split())
+    target = tmp_path / "slurm.sh"
+    status, out, err = run(command, capsys, "--emit", str(target))
+    assert (status, out) == (2, "")
+    assert "8192 positions" in err
+    assert not target.exists()
 
 
 def test_models_and_gpus_list(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from fastllm_planner.__main__ import main
-from fastllm_planner.emit import TRAINER_SIZES
 from fastllm_planner.memory_parts import memory_parts
 from fastllm_planner.report.charts import sequence_lengths
 from fastllm_planner.report.page import answer, map_cells, render_page
 from fastllm_planner.report.svg import ticks
 from fastllm_planner.search import search
+from fastllm_planner.trainer import TRAINER_SIZES
 
 from .jobs import job
 

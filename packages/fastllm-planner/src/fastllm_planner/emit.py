@@ -16,18 +16,37 @@ from pathlib import Path
 from fastllm_planner.arch import preset_names
 from fastllm_planner.deepspeed_config import deepspeed_config
 from fastllm_planner.errors import UserError
-from fastllm_planner.plan import Plan
+from fastllm_planner.plan import Job, Plan
 from fastllm_planner.plan_text import strategy_words, verdict
-
-# Axes of the search that this version of fastllm-train runs at one size only
-# (tests/contracts/test_emitted_configs.py asks the trainer).
-TRAINER_SIZES = {"pp": 1, "cp": 1, "ep": 1, "virtual_stages": 1}
+from fastllm_planner.trainer import BACKEND, job_reasons, layout_reasons
 
 
-def trainer_pins(targets: Iterable[Path]) -> dict[str, int]:
-    """Where a train.toml is wanted, search only what the trainer runs."""
-    wanted = any(target.suffix == ".toml" for target in targets)
-    return dict(TRAINER_SIZES) if wanted else {}
+def trains(targets: Iterable[Path]) -> bool:
+    """Whether a target is for fastllm-train: its config, or a script that launches it."""
+    return any(target.suffix in (".toml", ".sh") for target in targets)
+
+
+def check_job(job: Job) -> None:
+    """``UserError`` where fastllm-train could run no layout of the job."""
+    if job.backend.name != BACKEND:
+        raise UserError(
+            "train.toml and launch scripts are for fastllm-train, "
+            f"the plan is for {job.backend.name}",
+            f"plan with --backend {BACKEND}",
+        )
+    for reason in job_reasons(job):
+        raise UserError(f"nothing to emit: fastllm-train {reason}", "plan without --emit")
+
+
+def check_plan(plan: Plan) -> None:
+    """``UserError`` where fastllm-train could not run this layout."""
+    check_job(plan.job)
+    lacking = layout_reasons(plan.job.spec, plan.layout)
+    if lacking:
+        axis = lacking[0].partition("=")[0]
+        raise UserError(
+            f"fastllm-train does not run {', '.join(lacking)} yet", f"plan with --fix {axis}=1"
+        )
 
 
 def check_targets(targets: Iterable[Path]) -> None:
@@ -40,6 +59,8 @@ def check_targets(targets: Iterable[Path]) -> None:
 
 def emit_plan(plan: Plan, target: Path, *, model: str) -> None:
     """Write ``plan`` to ``target`` in the format of its name; ``model`` as the user named it."""
+    if target.suffix != ".toml" and (plan.job.backend.name == BACKEND or trains([target])):
+        check_plan(plan)
     write_text(target, _format_of(target)(plan, model), executable=target.suffix == ".sh")
 
 
@@ -82,20 +103,8 @@ def write_text(target: Path, text: str, *, executable: bool = False) -> None:
 
 def train_toml(plan: Plan, model: str) -> str:
     """[model], [parallel], [batch] and [precision] of a fastllm-train config."""
+    check_plan(plan)
     layout, job = plan.layout, plan.job
-    if job.backend.name != "fastllm":
-        raise UserError(
-            f"a train.toml is for fastllm-train, the plan is for {job.backend.name}",
-            "plan with --backend fastllm",
-        )
-    for axis, size in TRAINER_SIZES.items():
-        if getattr(layout, axis) != size:
-            raise UserError(
-                f"fastllm-train does not run {axis}={getattr(layout, axis)} yet",
-                f"plan with --fix {axis}={size}",
-            )
-    if job.dtype not in ("fp32", "bf16"):
-        raise UserError(f"fastllm-train runs bf16 and fp32, not {job.dtype}", "plan with --dtype")
     if model.lower() in preset_names():
         source = f'preset = "{model.lower()}"'
     else:

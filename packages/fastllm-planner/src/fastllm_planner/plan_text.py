@@ -109,13 +109,15 @@ def verdict(plan: Plan) -> str:
     return f"{sentence}, {duration(plan.step.total)} a step."
 
 
-def render_plan(plan: Plan) -> str:
-    """Verdict, strategy, memory by stage, time by cause."""
+def render_plan(plan: Plan, note: str = "") -> str:
+    """Verdict, strategy (with a ``note`` on it), memory by stage, time by cause."""
+    wrap = textwrap.TextWrapper(WIDTH)
     return "\n".join(
         [
             verdict(plan),
             "",
             f"Strategy: {strategy_words(plan.layout)}.",
+            *([wrap.fill(note)] if note else []),
             "",
             "Memory per rank at its peak, GiB",
             memory_table(plan),

@@ -10,9 +10,16 @@ from fastllm_planner.search import SearchResult
 
 
 def result_to_json(
-    job: Job, result: SearchResult, plans: Sequence[Plan], verdict: str, explain: bool
+    job: Job,
+    result: SearchResult,
+    plans: Sequence[Plan],
+    verdict: str,
+    explain: bool,
+    trainer: str = "",
 ) -> dict[str, Any]:
-    """``plans`` fastest first; ``rejected`` only where asked for; ``closest`` when nothing fits."""
+    """``plans`` fastest first; ``rejected`` only where asked for; ``closest`` when nothing fits;
+    ``trainer`` where fastllm-train cannot run the first plan: why, and what it can.
+    """
     out: dict[str, Any] = {
         "schema": SCHEMA,
         "verdict": verdict,
@@ -21,6 +28,8 @@ def result_to_json(
         "plans": [plan_to_json(plan) for plan in plans],
         "search": {"shapes": result.shapes, "priced": result.priced},
     }
+    if trainer:
+        out["trainer"] = trainer
     if not plans and result.closest is not None:
         closest = result.closest
         out["closest"] = {

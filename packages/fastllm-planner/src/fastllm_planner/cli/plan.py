@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def command(
     **options: Any,
 ) -> int:
     """Find the fastest strategy that fits."""
-    from fastllm_planner.emit import check_targets, emit_plan, trainer_pins
+    from fastllm_planner.emit import check_job, check_targets, emit_plan, trains
     from fastllm_planner.plan import price_layout
     from fastllm_planner.plan_text import (
         render_alternatives,
@@ -51,25 +52,40 @@ def command(
     )
     from fastllm_planner.search import search
     from fastllm_planner.search_json import result_to_json
+    from fastllm_planner.trainer import BACKEND, trainer_pins, trainer_words
 
     check_targets(emit)
     job = build_job(options)
-    pins = trainer_pins(emit) | read_pins(fix)
+    for_trainer = bool(emit) and (job.backend.name == BACKEND or trains(emit))
+    if for_trainer:
+        check_job(job)
+    pins = (trainer_pins(job.spec) if for_trainer else {}) | read_pins(fix)
     result = search(job, top_k=top_k, pinned=pins)
     plans = [price_layout(job, candidate.layout) for candidate in result.ranked]
     for target in emit if plans else ():
         emit_plan(plans[0], target, model=options["model"])
         click.echo(f"wrote {target}", err=True)
+    for target in emit if plans else ():
+        if target.suffix == ".toml":
+            click.echo(_follow_up(target), err=True)
+    words = trainer_words(plans[0], pins) if plans else ""
     if as_json:
         sentence = verdict(plans[0]) if plans else render_no_fit(job, result)
-        click.echo(json.dumps(result_to_json(job, result, plans, sentence, explain), indent=2))
+        click.echo(
+            json.dumps(result_to_json(job, result, plans, sentence, explain, words), indent=2)
+        )
     else:
-        blocks = [render_plan(plans[0]), render_alternatives(plans)] if plans else []
+        blocks = [render_plan(plans[0], words), render_alternatives(plans)] if plans else []
         blocks = blocks or [render_no_fit(job, result)]
         blocks += [_searched(pins)] if pins else []
         blocks += [render_rejections(result)] if explain else []
         click.echo("\n\n".join([*blocks, render_assumptions(job)]))
     return 0 if plans else 1
+
+
+def _follow_up(target: Path) -> str:
+    """The command that takes a train.toml: it holds no data, which only the user knows."""
+    return f"next: fastllm-train check {shlex.quote(str(target))} 'data.paths=[\"PREFIX\"]'"
 
 
 def _searched(pins: dict[str, Any]) -> str:
