@@ -129,3 +129,44 @@ def test_gpu_runs_must_say_which(tmp_path: Path, capsys: pytest.CaptureFixture[s
     file = write_metrics(tmp_path / "m.jsonl", (run_line(), [1.0] * 6))
     assert main(["calibrate", str(file)]) == 2
     assert "--gpu NAME" in capsys.readouterr().err
+
+
+def test_a_cut_last_line_is_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_metrics(tmp_path / "m.jsonl", (run_line(), [1.0] * 6))
+    whole = read_segments(file)
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write('{"kind": "step", "step_ti')
+    notes: list[str] = []
+    assert read_segments(file, notes.append) == whole
+    assert len(notes) == 1
+    assert ":8: the last line is cut" in notes[0]
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write("\n")  # finished, so damaged
+    assert main(["calibrate", str(file), "--gpu", "A100-80G"]) == 2
+    assert ":8 is not JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "message"),
+    [("cpu", "H100-SXM", "was on the CPU"), ("cuda", "cpu", "was on a GPU")],
+)
+def test_the_gpu_must_be_what_the_run_used(
+    device: str, name: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_metrics(tmp_path / "m.jsonl", (run_line(device=device), [1.0] * 6))
+    assert main(["calibrate", str(file), "--gpu", name]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_profile_of_another_gpu_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_metrics(tmp_path / "m.jsonl", (run_line(), [1.0] * 6))
+    out = tmp_path / "profile.json"
+    assert main(["calibrate", str(file), "--gpu", "A100-80G", "--out", str(out)]) == 0
+    capsys.readouterr()
+    plan = "estimate --model llama-3.2-1b --gpu H100-SXM --gpus 8 --profile".split()
+    assert main([*plan, str(out)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "is of A100-80G with fastllm, the plan is for H100-SXM" in captured.err

@@ -156,6 +156,34 @@ def test_expert_parallelism_divides_experts_only() -> None:
     )
 
 
+def test_experts_keep_the_dispatched_tokens() -> None:
+    # Per token and layer: 2 bytes × h for each expert's input, and as much for its output.
+    spec = preset("qwen3-30b-a3b")
+    moe = spec.moe
+    assert moe is not None
+    plain = replace(backend("fastllm"), activation_multiplier=1.0)
+    width = moe.active_experts * moe.ffn_hidden
+    dense = replace(spec, moe=None, ffn_hidden=width)
+    for tp in (1, 4):  # every tensor-parallel rank holds all rows whole
+        layout = Layout(tp=tp)
+        more = saved_bytes_per_token(spec, layout, plain) - saved_bytes_per_token(
+            dense, layout, plain
+        )
+        assert more == pytest.approx(4 * 8 * 2048)
+
+
+def test_offloaded_parameters_pass_through_the_device() -> None:
+    # Two layers' bf16 weights and a layer's gradients, or the embedding where that is larger.
+    b, cluster = backend("fastllm"), Cluster(gpu("H100"), 1)
+    layout = Layout(zero_stage=3, offload="optimizer+params")
+    for name in ("llama-2-7b", "llama-3-8b"):
+        sums = model_sums(preset(name))
+        stage = stage_memory(preset(name), layout, cluster, b, 0)
+        largest = max(sums.largest_layer, sums.embedding)
+        assert stage.gathered_layers == pytest.approx((4 + b.grad_reduce_bytes) * largest)
+    assert sums.embedding > sums.largest_layer  # llama-3-8b's is the embedding
+
+
 def test_memory_is_monotone_where_search_relies_on_it() -> None:
     spec, cluster = preset("llama-2-70b"), Cluster(gpu("H100"), 64)
     for name in ("megatron-fused", "fastllm", "fsdp", "unfused"):

@@ -281,6 +281,16 @@ def test_the_plan_says_where_a_sequence_is_too_long_to_train(
     assert not target.exists()
 
 
+def test_what_nobody_validated_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run("estimate --model llama-3-8b --gpu H100-SXM --gpus 8", capsys)
+    assert "No published series measured fastllm" in out
+    assert "mixture of experts" not in out
+    command = "estimate --model mixtral-8x7b --gpu H100-SXM --gpus 64 --ep 8 --backend nemo"
+    _, out, _ = run(command, capsys)
+    assert "No published series" not in out
+    assert "No published run of a mixture of experts" in out
+
+
 def test_models_and_gpus_list(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run("models", capsys)
     assert status == 0

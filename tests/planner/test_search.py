@@ -180,8 +180,11 @@ def test_memory_grows_with_the_micro_batch_and_not_with_sequence_parallelism(
         changed = replace(layout, **changes)
         return peak_bytes(question.spec, changed, question.cluster, question.backend)
 
+    doubled = replace(layout, micro_batch=2 * layout.micro_batch)
+    saves_gradients = question.backend.lazy_gradients and doubled.micro_batches == 1
     for kind in ("none", "full"):
-        assert peak(recompute=kind) <= peak(recompute=kind, micro_batch=2 * layout.micro_batch)
+        if not saves_gradients:  # search asks about this case by itself
+            assert peak(recompute=kind) <= peak(recompute=kind, micro_batch=doubled.micro_batch)
         if layout.tp > 1:
             with_sp = peak(recompute=kind, sequence_parallel=True)
             assert with_sp <= peak(recompute=kind, sequence_parallel=False)

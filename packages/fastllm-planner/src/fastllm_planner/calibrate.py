@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,24 +51,30 @@ class Calibration:
     rows: tuple[tuple[Segment, float, float, float], ...]
 
 
-def read_segments(path: Path) -> list[Segment]:
-    """The segments of a metrics file that have steps left after the warm-up."""
+def read_segments(path: Path, note: Callable[[str], None] = lambda _: None) -> list[Segment]:
+    """The segments of a metrics file that have steps left after the warm-up.
+
+    A last line that a killed run left unfinished is ignored; ``note`` is told.
+    """
     try:
         with path.open(encoding="utf-8", errors="strict") as lines:
-            return list(_segments(path, lines))
+            return list(_segments(path, lines, note))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text: {error.reason}") from error
 
 
-def _segments(path: Path, lines: Iterable[str]) -> Iterable[Segment]:
+def _segments(path: Path, lines: Iterable[str], note: Callable[[str], None]) -> Iterable[Segment]:
     run: tuple[ArchSpec, Layout, str, int] | None = None
     seconds: list[float] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
+        if number > 1 and _is_cut(line):
+            note(f"{where}: the last line is cut and ignored")
+            break
         record = _record(where, line)
         kind = record.get("kind")
         if kind == "run":
@@ -81,6 +87,17 @@ def _segments(path: Path, lines: Iterable[str]) -> Iterable[Segment]:
             seconds.append(_positive(where, record, "step_time_s"))
     if run and len(seconds) > WARM_UP_STEPS:
         yield Segment(*run, tuple(seconds[WARM_UP_STEPS:]))
+
+
+def _is_cut(line: str) -> bool:
+    """Whether a line without its end is no JSON: a writer was stopped in it."""
+    if line.endswith("\n") or len(line) > MAX_LINE_BYTES:
+        return False
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return True
+    return False
 
 
 def _record(where: str, line: str) -> dict[str, Any]:

@@ -191,6 +191,10 @@ def _saved_by_layer(spec: ArchSpec, layout: Layout, backend: Backend) -> float:
     per_width = 2.0 * spec.mlp_matrices + backend.saved_mlp_extra
     kept = backend.saved_per_hidden * h / (tp if layout.sequence_parallel else 1)
     kept += (wide + per_width * _mlp_width(spec)) / tp
+    if spec.moe is not None:
+        # The first expert product saves its permuted input, k rows of h per token, and the
+        # weighted sum saves the expert outputs; tensor parallelism splits neither.
+        kept += 4.0 * spec.moe.active_experts * h
     return kept * backend.activation_multiplier
 
 
@@ -255,10 +259,13 @@ def stage_memory(
         rows = _padded_vocab(spec, layout.tp)
         logits = backend.logits_bytes * rows * tokens + 2.0 * rows * spec.hidden
     gathered = 0.0
-    if layout.zero_stage == 3 and layout.shard_size > 1:
+    if layout.zero_stage == 3 and (layout.shard_size > 1 or layout.offload == "optimizer+params"):
         # two layers' bf16 weights (the next one is prefetched) and one layer's gradients
         per_param = 4.0 + backend.grad_reduce_bytes
-        gathered = per_param * sums.largest_layer / layout.tp
+        largest = sums.largest_layer
+        if layout.offload == "optimizer+params":  # nothing else of the ends is on the device
+            largest = max(largest, sums.embedding, sums.head)
+        gathered = per_param * largest / layout.tp
     workspace = _layer_workspace(spec, layout, backend, tokens)
     temporaries = backend.optimizer_temp_bytes * optimizer / backend.optimizer_bytes
     runtime = CPU_RUNTIME_GIB if cluster.gpu.architecture == "cpu" else backend.context_gib

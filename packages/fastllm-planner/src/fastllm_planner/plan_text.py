@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 
 from fastllm_planner.columns import columns
-from fastllm_planner.efficiency import default_profile
+from fastllm_planner.efficiency import default_profile, shipped_cells
 from fastllm_planner.hardware import GIB
 from fastllm_planner.layout import Layout
 from fastllm_planner.memory import StageMemory
@@ -274,6 +274,16 @@ def assumptions(job: Job) -> list[str]:
         f"Backend {job.backend.name}; {timing}; "
         f"four in five steps should fall within ±{100 * spread:.0f}%.",
     ]
+    if job.profile is None and not any(c.backend == job.backend.name for c in shipped_cells()):
+        facts.append(
+            f"No published series measured {job.backend.name}: its speed follows from its "
+            "description and from related stacks."
+        )
+    if job.spec.moe is not None:
+        facts.append(
+            "No published run of a mixture of experts was compared: memory and time of "
+            f"{job.name} are not validated."
+        )
     return facts
 
 

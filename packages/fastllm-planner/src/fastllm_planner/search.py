@@ -9,8 +9,9 @@ Among strategies within ``TIE`` of the fastest, the one with the least machinery
 Three facts about the cost model keep it exact and quick (``tests/planner/test_search.py`` holds
 them against brute force and random layouts):
 
-1. memory does not fall with the micro-batch, and sequence parallelism does not raise it, so a
-   shape that is too large at micro-batch 1 in its leanest variants is out as a whole;
+1. memory does not fall with the micro-batch (but where one micro-batch is the whole step, stacks
+   with lazy gradients save them), and sequence parallelism does not raise it, so a shape that is
+   too large there in its leanest variants is out as a whole;
 2. recomputation never makes a step faster, so a layout's time without it bounds its variants;
 3. candidates leave a heap in order of that bound, so the first that fit are the fastest, and
    memory is computed only for those.
@@ -287,7 +288,8 @@ def _can_fit(job: Job, shape: Layout, pins: Mapping[str, Any], result: SearchRes
     if job.reasons_against(lean):
         lean = shape
     kinds = (pins["recompute"],) if "recompute" in pins else _recomputes(job)
-    variants = [replace(lean, recompute=kind) for kind in kinds]
+    sizes = {lean.micro_batch, lean.micro_batch if "micro_batch" in pins else _one_pass(job, lean)}
+    variants = [replace(lean, micro_batch=m, recompute=kind) for m in sizes for kind in kinds]
     peaks = [peak_bytes(job.spec, v, job.cluster, job.backend) for v in variants]
     peak, leanest = min(zip(peaks, variants, strict=True), key=lambda pair: pair[0])
     host = _host_bytes(job, leanest)
@@ -308,6 +310,12 @@ def _can_fit(job: Job, shape: Layout, pins: Mapping[str, Any], result: SearchRes
         detail = f"needs {host / GIB:.0f} of {capacity / GIB:.0f} GiB in each node's memory"
         result.reject(leanest, "too little host memory to offload to", detail)
     return lacking[0] == 0
+
+
+def _one_pass(job: Job, shape: Layout) -> int:
+    """The micro-batch that takes a replica's whole step, where that saves gradient memory."""
+    whole = job.global_batch // shape.dp
+    return whole if job.backend.lazy_gradients and whole <= MAX_MICRO_BATCH else shape.micro_batch
 
 
 def _host_bytes(job: Job, layout: Layout) -> float:

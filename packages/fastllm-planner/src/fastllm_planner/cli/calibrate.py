@@ -37,7 +37,15 @@ def command(
     from fastllm_planner.plan_text import duration, strategy_words
     from fastllm_planner.profile import save_profile
 
-    segments = [segment for path in metrics for segment in read_segments(path)]
+    def note(text: str) -> None:
+        click.echo(f"note: {text}", err=True)
+
+    segments = [segment for path in metrics for segment in read_segments(path, note)]
+    on_cpu = [segment.device == "cpu" for segment in segments]
+    if gpu is not None and any(on_cpu) and not gpu.lower().startswith("cpu"):
+        raise UserError(f"--gpu {gpu}, but the run was on the CPU", "leave --gpu away")
+    if gpu is not None and gpu.lower().startswith("cpu") and not all(on_cpu):
+        raise UserError(f"--gpu {gpu}, but the run was on a GPU", "name the GPU that it used")
     if gpu is None and any(segment.device != "cpu" for segment in segments):
         raise UserError("say what the runs used: --gpu NAME", "'fastllm-planner gpus' lists them")
     found = calibrate(segments, gpu or "cpu", gpus_per_node, backend_named(backend))

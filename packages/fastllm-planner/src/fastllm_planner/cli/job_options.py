@@ -90,10 +90,10 @@ def build_job(options: dict[str, Any]) -> Job:
     stack = backend(options["backend"])
     profile = load_profile(options["profile"]) if options["profile"] else None
     if profile and (profile.gpu, profile.backend) not in ((device.name, stack.name), ("", "")):
-        click.echo(
-            f"note: the profile is of {profile.gpu} with {profile.backend}, "
-            f"the plan for {device.name} with {stack.name}",
-            err=True,
+        raise UserError(
+            f"{options['profile']} is of {profile.gpu} with {profile.backend}, "
+            f"the plan is for {device.name} with {stack.name}",
+            "leave --profile away, or run calibrate for this GPU and backend",
         )
     return Job(
         name=_display_name(name),
