@@ -15,9 +15,15 @@ function(fastllm_add_cpu_kernels target)
         list(APPEND levels avx2 avx512)
         target_compile_definitions(${target} PRIVATE FASTLLM_X86_SIMD)
     endif()
-    set(flags_portable -O3)
-    set(flags_avx2 -O3 -march=x86-64-v3)
-    set(flags_avx512 -O3 -march=x86-64-v4 -mprefer-vector-width=512)
+    set(optimise -O3)
+    if(FASTLLM_SANITIZE)
+        # Under the sanitizers -O3 with full debug information takes minutes a file; line numbers
+        # are what a report needs.
+        set(optimise -O1 -g1 -fno-var-tracking)
+    endif()
+    set(flags_portable ${optimise})
+    set(flags_avx2 ${optimise} -march=x86-64-v3)
+    set(flags_avx512 ${optimise} -march=x86-64-v4 -mprefer-vector-width=512)
     if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 14)
         # GCC reports its own AVX-512 intrinsics (https://gcc.gnu.org/PR105593).
         list(APPEND flags_avx512 -Wno-uninitialized -Wno-maybe-uninitialized)
