@@ -86,3 +86,15 @@ def test_expert_parallelism_divides_experts_and_ranks() -> None:
     assert reasons(Layout(dp=8, ep=8, global_batch=8), spec=spec) == []
     assert any("8 experts" in r for r in reasons(Layout(dp=12, ep=3, global_batch=12), spec=spec))
     assert any("dp x cp" in r for r in reasons(Layout(dp=6, ep=4, global_batch=6), spec=spec))
+
+
+def test_tensor_parallelism_divides_the_experts() -> None:
+    moe = MoeSpec(experts=8, active_experts=2, ffn_hidden=1026)
+    layout = Layout(dp=2, tp=4, global_batch=4)
+    found = reasons(layout, spec=replace(SPEC, moe=moe))
+    assert found == ["tp=4 does not divide the experts' width 1026"]
+    # without dense layers nothing has the dense width
+    spec = replace(SPEC, ffn_hidden=1026, moe=replace(moe, ffn_hidden=1024))
+    assert reasons(layout, spec=spec) == []
+    dense_first = replace(spec, moe=replace(moe, ffn_hidden=1024, first_dense_layers=1))
+    assert reasons(layout, spec=dense_first) == ["tp=4 does not divide the MLP width 1026"]

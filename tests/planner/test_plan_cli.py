@@ -291,6 +291,17 @@ def test_what_nobody_validated_is_said(capsys: pytest.CaptureFixture[str]) -> No
     assert "No published run of a mixture of experts" in out
 
 
+def test_sizes_that_cannot_be_say_why(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "estimate --model llama-3-8b --gpu H100-SXM --gpus 64"
+    status, _, err = run(f"{command} --tp 3", capsys)
+    assert status == 2
+    assert "tp x pp x cp = 3 x 1 x 1 does not divide 64 GPUs" in err
+    assert "32 heads: one of 1, 2, 4, 8, 16, 32\n" in err
+    status, out, _ = run("plan --model llama-3-8b --gpu H100-SXM --gpus 8 --fix tp=16", capsys)
+    assert status == 1
+    assert "no dp x tp x pp x cp = 8 has the sizes asked for" in out
+
+
 def test_models_and_gpus_list(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run("models", capsys)
     assert status == 0

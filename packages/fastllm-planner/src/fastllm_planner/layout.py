@@ -99,8 +99,10 @@ def _tensor_reasons(spec: ArchSpec, layout: Layout) -> list[str]:
         reasons.append(f"tp={tp} does not divide {spec.heads} attention heads")
     if spec.kv_heads % tp and tp % spec.kv_heads:
         reasons.append(f"tp={tp} neither divides nor is a multiple of {spec.kv_heads} KV heads")
-    if spec.ffn_hidden % tp:
+    if (spec.moe is None or spec.moe.first_dense_layers) and spec.ffn_hidden % tp:
         reasons.append(f"tp={tp} does not divide the MLP width {spec.ffn_hidden}")
+    if spec.moe is not None and spec.moe.ffn_hidden % tp:
+        reasons.append(f"tp={tp} does not divide the experts' width {spec.moe.ffn_hidden}")
     if layout.sequence_parallel and layout.seq_len % (tp * layout.cp):
         reasons.append(
             f"sequence parallelism cannot split {layout.seq_len} tokens over "

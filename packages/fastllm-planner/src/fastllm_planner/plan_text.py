@@ -232,7 +232,7 @@ def render_no_fit(job: Job, result: SearchResult) -> str:
     capacity = job.cluster.device.memory_bytes / GIB
     if result.closest is None:
         reasons = sorted(result.rejections.values(), key=lambda item: -item.count)
-        why = reasons[0].detail if reasons else "there is no layout to try"
+        why = reasons[0].detail if reasons else _no_shape(job)
         return f"{job.name} on {where(job)} cannot run: {why}."
     closest = result.closest
     needs = (
@@ -246,6 +246,13 @@ def render_no_fit(job: Job, result: SearchResult) -> str:
         f"It is {strategy_words(closest.layout)}.\n"
         "More GPUs, larger ones, a shorter --seq-len, more --host-memory or a backend with offload "
         "would change that."
+    )
+
+
+def _no_shape(job: Job) -> str:
+    return (
+        f"no dp x tp x pp x cp = {job.cluster.n_gpus} has the sizes asked for "
+        f"(stages need a layer each, the model has {job.spec.layers})"
     )
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastllm_planner.cli.job_options import build_job, job_options
 from fastllm_planner.cli.options import WHOLE, verb
 from fastllm_planner.errors import UserError
+
+if TYPE_CHECKING:
+    from fastllm_planner.plan import Job
 
 EXAMPLE = "fastllm-planner estimate --model llama-3-8b --gpu H100-SXM --gpus 64 --tp 4"
 
@@ -40,6 +43,12 @@ def command(as_json: bool, **options: Any) -> int:
     job = build_job(options)
     model_parallel = options["tp"] * options["pp"] * options["cp"]
     dp = options["dp"] or job.cluster.n_gpus // model_parallel
+    if options["dp"] is None and job.cluster.n_gpus % model_parallel:
+        raise UserError(
+            f"tp x pp x cp = {options['tp']} x {options['pp']} x {options['cp']} does not divide "
+            f"{job.cluster.n_gpus} GPUs",
+            _sizes_hint(job, options["tp"]),
+        )
     if dp < 1 or dp * model_parallel != job.cluster.n_gpus:
         raise UserError(
             f"{job.cluster.n_gpus} GPUs are not dp x tp x pp x cp = "
@@ -69,6 +78,17 @@ def command(as_json: bool, **options: Any) -> int:
     else:
         click.echo(f"{render_plan(plan)}\n\n{render_assumptions(job)}")
     return 0 if plan.fits and not reasons else 1
+
+
+def _sizes_hint(job: Job, tp: int) -> str:
+    """Tensor-parallel sizes that divide the cluster and the heads, where ``tp`` does not."""
+    n_gpus, heads = job.cluster.n_gpus, job.spec.heads
+    if heads % tp == 0 and n_gpus % tp == 0:
+        return f"choose sizes whose product divides {n_gpus}"
+    sizes = [
+        size for size in range(1, min(n_gpus, heads) + 1) if not (n_gpus % size or heads % size)
+    ]
+    return f"--tp divides the GPUs and the model's {heads} heads: one of {str(sizes)[1:-1]}"
 
 
 _LAYOUT_NAMES = (
