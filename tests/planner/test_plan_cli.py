@@ -313,3 +313,18 @@ def test_models_and_gpus_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert "H100-SXM" in out
     assert "\ncpu " in out
     assert "H100-SXM" in run_json("gpus", capsys)["gpus"]
+
+
+def test_a_first_row_that_is_not_the_fastest_is_explained() -> None:
+    from fastllm_planner.plan import price_layout
+    from fastllm_planner.plan_text import render_alternatives
+    from fastllm_planner.search import search
+
+    from .jobs import job
+
+    question = job("llama-3-8b", "H100-SXM", 8, "fastllm")
+    found = [price_layout(question, c.layout) for c in search(question, top_k=3).ranked]
+    found.sort(key=lambda plan: plan.step.total)
+    assert found[0].step.total < found[-1].step.total
+    assert "within 2%" not in render_alternatives(found)
+    assert "#1 is the simplest of those within 2%" in render_alternatives(found[::-1])

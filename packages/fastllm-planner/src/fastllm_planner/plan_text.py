@@ -213,6 +213,8 @@ def render_alternatives(plans: Sequence[Plan]) -> str:
     ]
     ones = dict.fromkeys(("TP", "PP", "VPP", "CP", "EP"), "1")
     table = columns(headers, rows, drop={**ones, "SP": "no", "offload": "none"})
+    if any(plan.step.total < plans[0].step.total for plan in plans[1:]):
+        table += "\n#1 is the simplest of those within 2% of the fastest."
     return f"Best strategies\n{table}"
 
 
