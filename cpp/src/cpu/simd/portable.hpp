@@ -1,4 +1,5 @@
-// Eight floats in plain C++; compilers turn the loops into whatever vectors the target has.
+// Four floats in the vector types that GCC and Clang have for every target: SSE2 and NEON
+// registers, or plain instructions where there are none.
 #pragma once
 
 #include <cmath>
@@ -8,10 +9,15 @@
 
 namespace fastllm::cpu::portable {
 
-inline constexpr int kWidth = 8;
+inline constexpr int kWidth = 4;
+
+using Floats = float __attribute__((vector_size(16)));
+using Words = std::uint32_t __attribute__((vector_size(16)));
+using Integers = std::int32_t __attribute__((vector_size(16)));
+using HalfWords = std::uint16_t __attribute__((vector_size(8)));
 
 struct Vec {
-    float lane[kWidth];
+    Floats v;
 };
 
 // All kWidth lanes, or the first `count` of them; lanes that are not loaded are 0.
@@ -20,35 +26,54 @@ struct FirstLanes {
     int count;
 };
 
-template <class F>
-FASTLLM_INLINE Vec map_lanes(const F& f) {
+// The same bits as another type of the same size.
+template <class To, class From>
+FASTLLM_INLINE To same_bits(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+FASTLLM_INLINE Vec broadcast(float value) { return {Floats{value, value, value, value}}; }
+
+FASTLLM_INLINE Vec load(const float* p, AllLanes) {
     Vec out;
-    for (int i = 0; i < kWidth; ++i) out.lane[i] = f(i);
+    std::memcpy(&out.v, p, sizeof out.v);
     return out;
 }
-
-FASTLLM_INLINE Vec broadcast(float value) {
-    return map_lanes([&](int) { return value; });
+FASTLLM_INLINE Vec load(const bfloat16* p, AllLanes) {
+    HalfWords half;
+    std::memcpy(&half, p, sizeof half);
+    return {same_bits<Floats>(__builtin_convertvector(half, Words) << 16)};
 }
-
-template <class T>
-FASTLLM_INLINE Vec load(const T* p, AllLanes) {
-    return map_lanes([&](int i) { return to_float(p[i]); });
+FASTLLM_INLINE Vec load(const float16* p, AllLanes) {
+    return {Floats{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}};
 }
-
 template <class T>
 FASTLLM_INLINE Vec load(const T* p, FirstLanes lanes) {
-    return map_lanes([&](int i) { return i < lanes.count ? to_float(p[i]) : 0.0f; });
+    T copy[kWidth] = {};
+    for (int i = 0; i < lanes.count; ++i) copy[i] = p[i];
+    return load(copy, AllLanes{});
 }
 
-template <class T>
-FASTLLM_INLINE void store(T* p, Vec v, AllLanes) {
-    for (int i = 0; i < kWidth; ++i) p[i] = from_float<T>(v.lane[i]);
+FASTLLM_INLINE void store(float* p, Vec v, AllLanes) { std::memcpy(p, &v.v, sizeof v.v); }
+FASTLLM_INLINE void store(bfloat16* p, Vec v, AllLanes) {
+    const Words bits = same_bits<Words>(v.v);
+    const Words upper = bits >> 16;
+    const Words rounded = (bits + 0x7fffu + (upper & 1u)) >> 16;
+    const Words words = v.v == v.v ? rounded : (upper | 0x40u);
+    const HalfWords half = __builtin_convertvector(words, HalfWords);
+    std::memcpy(p, &half, sizeof half);
 }
-
+FASTLLM_INLINE void store(float16* p, Vec v, AllLanes) {
+    for (int i = 0; i < kWidth; ++i) p[i] = from_float<float16>(v.v[i]);
+}
 template <class T>
 FASTLLM_INLINE void store(T* p, Vec v, FirstLanes lanes) {
-    for (int i = 0; i < lanes.count; ++i) p[i] = from_float<T>(v.lane[i]);
+    T copy[kWidth];
+    store(copy, v, AllLanes{});
+    for (int i = 0; i < lanes.count; ++i) p[i] = copy[i];
 }
 
 // There is no portable way around the cache: these are ordinary stores.
@@ -62,87 +87,58 @@ FASTLLM_INLINE void store_streaming(T* p, Vec v, Lanes lanes) {
 }
 FASTLLM_INLINE void finish_streaming() {}
 
-FASTLLM_INLINE Vec operator+(Vec a, Vec b) {
-    return map_lanes([&](int i) { return a.lane[i] + b.lane[i]; });
-}
-FASTLLM_INLINE Vec operator-(Vec a, Vec b) {
-    return map_lanes([&](int i) { return a.lane[i] - b.lane[i]; });
-}
-FASTLLM_INLINE Vec operator*(Vec a, Vec b) {
-    return map_lanes([&](int i) { return a.lane[i] * b.lane[i]; });
-}
+FASTLLM_INLINE Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
+FASTLLM_INLINE Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
+FASTLLM_INLINE Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
+FASTLLM_INLINE Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
 
 // a * b + c; rounded once only where the target does that in one instruction.
-FASTLLM_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
-    return map_lanes([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
-}
-
-FASTLLM_INLINE Vec operator/(Vec a, Vec b) {
-    return map_lanes([&](int i) { return a.lane[i] / b.lane[i]; });
-}
+FASTLLM_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
 
 // The second operand where either is NaN, as the x86 instructions do.
-FASTLLM_INLINE Vec minimum(Vec a, Vec b) {
-    return map_lanes([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
-}
-FASTLLM_INLINE Vec maximum(Vec a, Vec b) {
-    return map_lanes([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
-}
+FASTLLM_INLINE Vec minimum(Vec a, Vec b) { return {a.v < b.v ? a.v : b.v}; }
+FASTLLM_INLINE Vec maximum(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }
 
 // To the nearest integer, for |value| < 2^22.
-FASTLLM_INLINE Vec round_to_integer(Vec v) {
-    constexpr float kShift = 12582912.0f;  // 1.5 * 2^23, where the unit in the last place is 1
-    return map_lanes([&](int i) { return (v.lane[i] + kShift) - kShift; });
+FASTLLM_INLINE Vec round_to_integer(Vec a) {
+    const Floats shift =
+        broadcast(12582912.0f).v;  // 1.5 * 2^23, where the unit in the last place is 1
+    return {(a.v + shift) - shift};
 }
 
 // v * 2^n for integral n from -200 to 200, in two steps because 2^n may be out of range by itself.
 FASTLLM_INLINE Vec scale_by_power_of_two(Vec v, Vec n) {
-    return map_lanes([&](int i) {
-        const float power = n.lane[i] == n.lane[i] ? n.lane[i] : 0.0f;  // NaN has no integer
-        const int whole = static_cast<int>(power);
-        const int half = whole >> 1;
-        const auto power_of_two = [](int e) {
-            return detail::float_of(static_cast<std::uint32_t>(e + 127) << 23);
-        };
-        return v.lane[i] * power_of_two(half) * power_of_two(whole - half);
-    });
+    const Floats finite = n.v == n.v ? n.v : Floats{};  // NaN has no integer
+    const Integers whole = __builtin_convertvector(finite, Integers);
+    const Integers half = whole >> 1;
+    const Floats first = same_bits<Floats>((half + 127) << 23);
+    const Floats second = same_bits<Floats>((whole - half + 127) << 23);
+    return {v.v * first * second};
 }
 
 // From 2 * kWidth consecutive values, those at even and at odd places; and back.
 FASTLLM_INLINE void split_pairs(Vec first, Vec second, Vec& even, Vec& odd) {
-    for (int i = 0; i < kWidth / 2; ++i) {
-        even.lane[i] = first.lane[2 * i];
-        odd.lane[i] = first.lane[2 * i + 1];
-        even.lane[kWidth / 2 + i] = second.lane[2 * i];
-        odd.lane[kWidth / 2 + i] = second.lane[2 * i + 1];
-    }
+    even.v = Floats{first.v[0], first.v[2], second.v[0], second.v[2]};
+    odd.v = Floats{first.v[1], first.v[3], second.v[1], second.v[3]};
 }
 FASTLLM_INLINE void join_pairs(Vec even, Vec odd, Vec& first, Vec& second) {
-    for (int i = 0; i < kWidth / 2; ++i) {
-        first.lane[2 * i] = even.lane[i];
-        first.lane[2 * i + 1] = odd.lane[i];
-        second.lane[2 * i] = even.lane[kWidth / 2 + i];
-        second.lane[2 * i + 1] = odd.lane[kWidth / 2 + i];
-    }
+    first.v = Floats{even.v[0], odd.v[0], even.v[1], odd.v[1]};
+    second.v = Floats{even.v[2], odd.v[2], even.v[3], odd.v[3]};
 }
 
-FASTLLM_INLINE float largest(Vec v) {
-    float m = v.lane[0];
-    for (int i = 1; i < kWidth; ++i) m = v.lane[i] > m ? v.lane[i] : m;
-    return m;
+FASTLLM_INLINE float largest(Vec a) {
+    const float x = a.v[0] > a.v[1] ? a.v[0] : a.v[1];
+    const float y = a.v[2] > a.v[3] ? a.v[2] : a.v[3];
+    return x > y ? x : y;
 }
 
-FASTLLM_INLINE Vec square_root(Vec v) {
-    return map_lanes([&](int i) { return std::sqrt(v.lane[i]); });
+FASTLLM_INLINE Vec square_root(Vec a) {
+    return {Floats{std::sqrt(a.v[0]), std::sqrt(a.v[1]), std::sqrt(a.v[2]), std::sqrt(a.v[3])}};
 }
 
-FASTLLM_INLINE float first_lane(Vec v) { return v.lane[0]; }
+FASTLLM_INLINE float first_lane(Vec a) { return a.v[0]; }
 
-FASTLLM_INLINE float sum(Vec v) {
-    const float a = (v.lane[0] + v.lane[4]) + (v.lane[2] + v.lane[6]);
-    const float b = (v.lane[1] + v.lane[5]) + (v.lane[3] + v.lane[7]);
-    return a + b;
-}
+FASTLLM_INLINE float sum(Vec a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 
 FASTLLM_INLINE float square_root(float value) { return std::sqrt(value); }
 
