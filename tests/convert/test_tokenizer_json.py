@@ -154,6 +154,30 @@ def test_auto_tokenizer_loads_it(tmp_path: Path, convert: Convert, llama_like: b
     assert config["eos_token_id"] == reference.eos_id()
 
 
+@pytest.mark.shared
+def test_llama3_ranks_give_transformers_tokenizer(
+    golden: Path, tmp_path: Path, convert: Convert
+) -> None:
+    """tokenizer.json from Meta's rank file, against what transformers' converter made of it."""
+    case = golden / "llama3_gqa_mp1"
+    convert("run", case / "meta", tmp_path / "hf", "--to", "hf")
+    files = [folder / "tokenizer.json" for folder in (tmp_path / "hf", case / "hf")]
+    ours, theirs = (json.loads(file.read_text()) for file in files)
+    assert ours["model"]["vocab"] == theirs["model"]["vocab"]
+    assert ours["model"]["merges"] == theirs["model"]["merges"]
+    assert ours["added_tokens"] == theirs["added_tokens"]
+    a, b = (tokenizers.Tokenizer.from_file(str(file)) for file in files)
+    text = Path(shutil.__file__).read_text()
+    for sample in [*EDGES, "<|eot_id|>x", *(text[i : i + 200] for i in range(0, 10_000, 200))]:
+        assert a.encode(sample).ids == b.encode(sample).ids, sample
+        assert a.decode(a.encode(sample).ids) == b.decode(b.encode(sample).ids)
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (384, 385)
+    transformers = pytest.importorskip("transformers")
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert loaded("def f(x)")["input_ids"] == a.encode("def f(x)").ids
+
+
 def test_bos_is_added_where_asked(llama_like: bytes) -> None:
     model = sentencepiece_model.parse(llama_like)
     built = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json.build(model, add_bos=True)))

@@ -61,6 +61,8 @@ def _fail(message: str, hint: str, *, trace: bool) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (0 yes, 1 no, 2 bad input, 130 interrupted)."""
+    # numpy starts a thread per core for linear algebra, which nothing here does.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     args = list(sys.argv[1:] if argv is None else argv)
     trace = _wants_traceback(args)
     try:

@@ -220,8 +220,8 @@ def _spec(
             norm_eps=eps,
             rope=RopeSpec(theta, tuple(scaling.items())),
             tied_embeddings="output.weight" not in shards[0] or small,
-            bos_token_id=carried.bos_token_id if carried else _special(vocab)[0],
-            eos_token_id=carried.eos_token_id if carried else _special(vocab)[1],
+            bos_token_id=carried.bos_token_id if carried else _special(vocab, theta)[0],
+            eos_token_id=carried.eos_token_id if carried else _special(vocab, theta)[1],
         )
     except ArchError as error:
         raise UserError(f"{path / 'params.json'}: {error}", error.hint) from None
@@ -238,11 +238,14 @@ _LLAMA3_SCALING = {
 _LLAMA_3_2 = ((2048, 16), (3072, 28))
 
 
-def _special(vocab: int) -> tuple[int | None, int | None]:
-    """(bos, eos): SentencePiece's 1 and 2; 128000 and 128001 in LLaMA 3's 128,256 entries."""
-    if vocab >= 128_256:
+def _special(vocab: int, theta: float) -> tuple[int | None, int | None]:
+    """(bos, eos): SentencePiece's 1 and 2; 128000 and 128001 in LLaMA 3's 128,256 entries.
+
+    Other LLaMA-3-like models: from the tokenizer file, later.
+    """
+    if vocab == 128_256:
         return 128_000, 128_001
-    return (1, 2) if vocab > 2 else (None, None)
+    return (1, 2) if vocab > 2 and theta < 5e5 else (None, None)
 
 
 def _length(theta: float, eps: float, scaled: bool) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from fastllm_convert.checkpoint import Companions
 from fastllm_convert.errors import UserError
 from fastllm_convert.files.json_file import dump
-from fastllm_convert.tokenizers import sentencepiece_model, tokenizer_json
+from fastllm_convert.tokenizers import sentencepiece_model, tiktoken_ranks, tokenizer_json
 from fastllm_planner.arch import ArchSpec
 
 # Copied byte for byte when present.
@@ -54,14 +54,36 @@ def carried_files(companions: Companions, spec: ArchSpec) -> Carried:
     if "tokenizer.model" not in files or "tokenizer.json" in files:
         return Carried(files)
     path = companions.folder / "tokenizer.model"
-    if files["tokenizer.model"][:1] != b"\n":  # field 1, wire type 2: the first piece
-        return Carried(files, notes=[f"{path} is not SentencePiece: carried as it is"])
-    model = sentencepiece_model.read(path)
-    if len(model.tokens) > spec.vocab:
+    if files["tokenizer.model"][:1] == b"\n":  # field 1, wire type 2: SentencePiece's first piece
+        return _sentencepiece(files, path, companions, spec)
+    ranks = tiktoken_ranks.parse(files["tokenizer.model"])
+    if ranks is None:
+        return Carried(files, notes=[f"{path} is of an unknown kind: carried as it is"])
+    return _tiktoken(files, path, ranks, spec)
+
+
+def _check_vocabulary(count: int, path: Path, spec: ArchSpec) -> None:
+    if count > spec.vocab:
         raise UserError(
-            f"{path} has {len(model.tokens):,} pieces, the model's vocabulary is {spec.vocab:,}",
+            f"{path} has {count:,} pieces, the model's vocabulary is {spec.vocab:,}",
             hint="this is another model's tokenizer",
         )
+
+
+def _tiktoken(files: dict[str, bytes], path: Path, ranks: list[bytes], spec: ArchSpec) -> Carried:
+    specials = tiktoken_ranks.special_names(scaled_rope=bool(spec.rope.scaling))
+    _check_vocabulary(len(ranks) + len(specials), path, spec)
+    files["tokenizer.json"] = dump(tiktoken_ranks.build(ranks, specials))
+    config = tiktoken_ranks.tokenizer_config(specials, max_length=spec.max_seq_len)
+    files.setdefault("tokenizer_config.json", dump(config))
+    return Carried(files, {"bos_token_id": len(ranks), "eos_token_id": len(ranks) + 1})
+
+
+def _sentencepiece(
+    files: dict[str, bytes], path: Path, companions: Companions, spec: ArchSpec
+) -> Carried:
+    model = sentencepiece_model.read(path)
+    _check_vocabulary(len(model.tokens), path, spec)
     ids = {"bos_token_id": model.bos_id, "eos_token_id": model.eos_id, "pad_token_id": model.pad_id}
     token_ids = {k: v for k, v in ids.items() if 0 <= v < len(model.tokens)}
     try:
@@ -73,7 +95,7 @@ def carried_files(companions: Companions, spec: ArchSpec) -> Carried:
     )
     files["tokenizer.json"] = dump(converted)
     files.setdefault("tokenizer_config.json", dump(config))
-    return Carried(files, token_ids)
+    return Carried(files, token_ids, tokenizer_json.limits(model))
 
 
 def _read(path: Path) -> bytes:

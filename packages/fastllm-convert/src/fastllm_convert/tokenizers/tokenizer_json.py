@@ -45,6 +45,16 @@ def build(model: SentencePieceModel, *, add_bos: bool) -> dict[str, Any]:
     }
 
 
+def limits(model: SentencePieceModel) -> list[str]:
+    """Where the result may differ from SentencePiece, for the user to know."""
+    found: list[str] = []
+    if model.model_type == _UNIGRAM:
+        found.append("tokenizer.json: a Unigram model may split runs of equal score differently")
+    if any(t.kind is Kind.USER_DEFINED for t in model.tokens):
+        found.append("tokenizer.json: text after a user-defined symbol may get a space piece")
+    return found
+
+
 def merges(model: SentencePieceModel) -> list[tuple[str, str]]:
     """Every way to make a piece of two pieces, in the order SentencePiece would apply them."""
     mergeable = {
