@@ -14,12 +14,20 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from sample_checkpoints import Convert, random_tensors, same, tiny_spec
+from safetensors.torch import load_file, save_file
+from sample_checkpoints import Convert, hf_tensors, random_tensors, same, tiny_spec
 
-from fastllm_planner.arch import ArchSpec, to_hf_config
+from fastllm_planner.arch import ArchSpec, iter_params, to_hf_config
 
 Tensors = dict[str, torch.Tensor]
+
+
+def weights(folder: Path) -> Tensors:
+    return load_file(folder / "model.safetensors")
+
+
+def rounded(masters: Tensors) -> Tensors:
+    return {n: t.bfloat16() for n, t in masters.items()}
 
 
 def model_state(
@@ -44,10 +52,10 @@ def write_zero12(
     spec: ArchSpec,
     masters: Tensors,
     *,
-    stage: int,
-    world: int,
-    groups: int,
-    dtype: torch.dtype,
+    stage: int = 1,
+    world: int = 2,
+    groups: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> Path:
     """Partitions of each group's flat buffer, padded to 2 * world."""
     tag = root / "global_step7"
@@ -126,13 +134,13 @@ def test_zero_1_and_2(
     )
     convert("run", source, tmp_path / "model", "--to", "hf")
     same(
-        load_file(tmp_path / "model" / "model.safetensors"),
-        {n: t.bfloat16() for n, t in masters.items()},
+        weights(tmp_path / "model"),
+        rounded(masters),
     )
     convert(
         "run", source / "global_step7", tmp_path / "master", "--to", "hf", "--weights", "master"
     )
-    same(load_file(tmp_path / "master" / "model.safetensors"), masters)
+    same(weights(tmp_path / "master"), masters)
 
 
 @pytest.mark.parametrize("world", [1, 2, 5])
@@ -142,11 +150,11 @@ def test_zero_3(tmp_path: Path, convert: Convert, world: int, sub: int) -> None:
     masters = random_tensors(spec)
     source = write_zero3(tmp_path / "ds", spec, masters, world=world, sub=sub)
     convert("run", source, tmp_path / "master", "--to", "hf", "--weights", "master")
-    same(load_file(tmp_path / "master" / "model.safetensors"), masters)
+    same(weights(tmp_path / "master"), masters)
     convert("run", source, tmp_path / "model", "--to", "hf")  # rounded to the training type
     same(
-        load_file(tmp_path / "model" / "model.safetensors"),
-        {n: t.bfloat16() for n, t in masters.items()},
+        weights(tmp_path / "model"),
+        rounded(masters),
     )
 
 
@@ -161,10 +169,70 @@ def test_tied_embeddings_by_shared_params(tmp_path: Path, convert: Convert) -> N
     state["module"]["lm_head.weight"] = state["module"]["model.embed_tokens.weight"]
     state["shared_params"] = {"lm_head.weight": "model.embed_tokens.weight"}
     torch.save(state, file)
-    for weights in ("model", "master"):
-        out = tmp_path / weights
-        convert("run", source, out, "--to", "hf", "--weights", weights)
-        same(load_file(out / "model.safetensors"), masters)
+    for kind in ("model", "master"):
+        out = tmp_path / kind
+        convert("run", source, out, "--to", "hf", "--weights", kind)
+        same(weights(out), masters)
+
+
+@pytest.mark.parametrize("tp", [2, 4])
+@pytest.mark.parametrize("kind", ["model", "master"])
+def test_tensor_parallel_shards_of_fastllm_train(
+    tmp_path: Path, convert: Convert, refused: Callable[..., str], tp: int, kind: str
+) -> None:
+    """Canonical names, each rank its slice; 2 key/value heads on 4 ranks: neighbours share."""
+    spec = tiny_spec()
+    masters = random_tensors(spec)
+    root = tmp_path / "ds"
+    for rank in range(tp):
+        held = {}
+        for param in iter_params(spec):
+            tensor = masters[param.name]
+            if param.role in ("attention_k", "attention_v") and tp > spec.kv_heads:
+                tensor = tensor.chunk(spec.kv_heads)[rank // (tp // spec.kv_heads)]
+            elif param.tp_axis is not None:
+                tensor = tensor.chunk(tp, param.tp_axis)[rank]
+            held[param.name] = tensor.clone()
+        one = write_zero12(tmp_path / f"rank{rank}", spec, held)
+        (root / "global_step7").mkdir(parents=True, exist_ok=True)
+        for file in (one / "global_step7").iterdir():
+            if "model_states" in file.name:
+                resave(file, lambda s: s.update(mp_world_size=tp))
+            name = file.name.replace("mp_rank_00", f"mp_rank_{rank:02d}")
+            file.rename(root / "global_step7" / name)
+    (root / "latest").write_text("global_step7")
+    (root / "config.json").write_text(json.dumps(to_hf_config(spec)))
+    done = convert("run", root, tmp_path / "hf", "--to", "hf", "--weights", kind)
+    assert f"tp {tp}" in done.stderr
+    same(weights(tmp_path / "hf"), masters if kind == "master" else rounded(masters))
+    (root / "global_step7" / f"mp_rank_{tp - 1:02d}_model_states.pt").unlink()
+    for file in (root / "global_step7").glob(f"*_mp_rank_{tp - 1:02d}_optim_states.pt"):
+        file.unlink()
+    message = refused("run", root, tmp_path / "short", "--to", "hf")
+    assert f"model-parallel size {tp}" in message
+
+
+def test_portable_checkpoint_of_fastllm_train(tmp_path: Path, convert: Convert) -> None:
+    """``latest`` names a folder of safetensors with canonical names, for GPT-2 too."""
+    spec = tiny_spec(
+        family="gpt2", kv_heads=4, ffn_hidden=128, mlp="gelu", norm="layernorm",
+        position="learned", qkv_bias=True, attention_out_bias=True, mlp_bias=True,
+        tied_embeddings=True,
+    )  # fmt: skip
+    masters = random_tensors(spec)
+    tag = tmp_path / "ckpt" / "global_step5"
+    tag.mkdir(parents=True)
+    names = list(masters)
+    weight_map = {}
+    for index, held in enumerate((names[:7], names[7:])):
+        file = f"model-{index + 1:05d}-of-00002.safetensors"
+        save_file({n: masters[n] for n in held}, tag / file)
+        weight_map |= dict.fromkeys(held, file)
+    (tag / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (tag / "config.json").write_text(json.dumps(to_hf_config(spec)))
+    (tag.parent / "latest").write_text("global_step5")
+    convert("run", tag.parent, tmp_path / "hf", "--to", "hf")
+    same(weights(tmp_path / "hf"), hf_tensors(spec, masters))
 
 
 def sound(tmp_path: Path) -> Path:
@@ -218,8 +286,8 @@ def test_damaged_checkpoints_write_nothing(
 ) -> None:
     source = sound(tmp_path)
     edit(source)
-    weights = "model" if needle == "" else "master"
-    message = refused("run", source, tmp_path / "hf", "--to", "hf", "--weights", weights)
+    kind = "model" if needle == "" else "master"
+    message = refused("run", source, tmp_path / "hf", "--to", "hf", "--weights", kind)
     assert (needle or "model.norm.weight") in message
     assert {p.name for p in tmp_path.iterdir()} == {"ds"}
 
@@ -248,8 +316,8 @@ def test_reference_checkpoints(golden: Path, tmp_path: Path, convert: Convert, c
     module = dict(torch.load(state, weights_only=False)["module"])
     convert("run", source, tmp_path / "model", "--to", "hf")
     convert("run", source, tmp_path / "master", "--to", "hf", "--weights", "master")
-    model = load_file(tmp_path / "model" / "model.safetensors")
-    master = load_file(tmp_path / "master" / "model.safetensors")
+    model = weights(tmp_path / "model")
+    master = weights(tmp_path / "master")
     expected = source / "fp32_zero_to_fp32" / "model.safetensors"
     if expected.is_file():
         same(master, load_file(expected))

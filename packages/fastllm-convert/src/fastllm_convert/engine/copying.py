@@ -28,8 +28,9 @@ from fastllm_convert.files import crc32
 
 CHUNK = 4 << 20
 KERNEL_CHUNK = 64 << 20
-_COPY = 1 << 20
+_COPY = 512 << 10
 _PAGE = 4096
+_ALIGNED_WRITE = 64 << 10
 # Below this mean run length a gather (one memcpy per run, one write per 8 MB) beats a system call
 # per run: 64 KB at 3 GB/s is 20 us, about ten times what the call costs.
 MIN_RUN = 64 << 10
@@ -255,9 +256,14 @@ def copy_range(source: OpenSource, begin: int, end: int, out: Output, offset: in
 
 
 def write_all(fd: int, view: memoryview, offset: int) -> None:
-    """pwrite until everything is written."""
+    """pwrite until everything is written, in parts.
+
+    A large page-aligned write makes the kernel allocate large folios, which costs three times the
+    copy where fresh ones must be found (docs/convert.md, "Speed"); small parts reuse pages.
+    """
+    part = _ALIGNED_WRITE if offset % _PAGE == 0 else _COPY
     while view:
-        done = os.pwrite(fd, view, offset)
+        done = os.pwrite(fd, view[:part], offset)
         view, offset = view[done:], offset + done
 
 

@@ -99,8 +99,7 @@ class Writer:
         """One task, and the bookkeeping when it was the last of its piece or file."""
         want_crc = opened.file.finish is not None
         done = run_task(task, piece, self.sources, opened.output, want_crc=want_crc)
-        if self.durable:
-            writeback.start(opened.fd, task.offset, task.nbytes)
+        writeback.start(opened.fd, task.offset, task.nbytes)
         with self._lock:
             self.overflowed += done.overflowed
             self._note(opened, number, part, done, task.nbytes)

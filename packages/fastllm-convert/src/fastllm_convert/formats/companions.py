@@ -86,7 +86,7 @@ def find_config(folders: Sequence[Path], config: Path | None) -> tuple[ArchSpec,
         return None
     raw = read_object(file)
     spec = as_user_error(str(file), lambda: from_hf_config(raw))
-    held = ("tokenizer.json", "tokenizer.model", "vocab.json")
+    held = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
     tokenizer = next((r for r in roots if any((r / n).is_file() for n in held)), file.parent)
     generation = file.parent / "generation_config.json"
     return spec, Companions(

@@ -1,4 +1,4 @@
-"""DeepSpeed checkpoints of a whole model: ZeRO 0, 1, 2 and 3 (no tensor or pipeline parallelism).
+"""DeepSpeed checkpoints without pipeline: ZeRO 0, 1, 2 and 3; fastllm-train's tensor parallelism.
 
 ``<root>/latest`` names ``<root>/global_stepN``. Model weights lie in ``mp_rank_00_model_states.pt``
 (stage 3: one file per rank, its tensors empty); fp32 masters, as flat partitions, in
@@ -9,8 +9,8 @@ count is checked against what the files say of themselves.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -18,14 +18,16 @@ from fastllm_convert.arrays import Array
 from fastllm_convert.checkpoint import (
     Checkpoint,
     Companions,
-    check_shapes,
+    check_names,
     members_of,
 )
+from fastllm_convert.dtypes import DType
 from fastllm_convert.errors import UserError
 from fastllm_convert.files.torch_zip import TorchFile, read_torch
 from fastllm_convert.formats import hf
 from fastllm_convert.formats.companions import find_config
 from fastllm_convert.formats.zero_partitions import Flat, masters
+from fastllm_convert.sharding import whole
 from fastllm_planner.arch import ArchSpec, iter_params
 
 Weights = Literal["model", "master"]
@@ -77,67 +79,124 @@ class _Files:
     per_rank: bool
 
 
-def _list_files(folder: Path) -> _Files:
-    model: dict[int, Path] = {}
-    optim: dict[int, Path] = {}
-    per_rank = False
+def _list_files(folder: Path) -> list[_Files]:
+    """The files of every model-parallel rank."""
+    ranks: dict[int, _Files] = {}
     for file in sorted(folder.glob("*.pt")):
-        if found := _MODEL.match(file.name):
-            rank, shard = found.groups()
-            per_rank = per_rank or rank is not None
-            model[int(rank or 0)] = file
-        elif found := _OPTIM.match(file.name):
-            rank, shard = found.groups()
-            optim[int(rank)] = file
-        else:
+        found, kind = _MODEL.match(file.name), "model"
+        if found is None:
+            found, kind = _OPTIM.match(file.name), "optim"
+        if found is None:
             continue
-        if int(shard) != 0:
-            raise UserError(
-                f"{file} belongs to a model-parallel checkpoint without layer files",
-                hint="only Megatron-DeepSpeed's pipeline layout is read with tensor parallelism",
-            )
-    for kind, ranks in (("model", model), ("optimizer", optim)):
-        absent = [r for r in range(max(ranks, default=-1) + 1) if r not in ranks]
-        if absent:
-            raise UserError(f"{folder}: no {kind} states of data-parallel rank {absent[0]}")
-    return _Files(folder, model, optim, per_rank)
+        rank, shard = found.groups()
+        files = ranks.setdefault(int(shard), _Files(folder, {}, {}, per_rank=False))
+        if kind == "model" and rank is not None:
+            files = ranks[int(shard)] = replace(files, per_rank=True)
+        (files.model if kind == "model" else files.optim)[int(rank or 0)] = file
+    for shard in range(max(ranks) + 1):
+        files = ranks.get(shard)
+        if files is None or not files.model:
+            raise UserError(f"{folder}: no model states of model-parallel rank {shard}")
+        for what, held in (("model", files.model), ("optimizer", files.optim)):
+            absent = [r for r in range(max(held, default=-1) + 1) if r not in held]
+            if absent:
+                raise UserError(f"{folder}: no {what} states of data-parallel rank {absent[0]}")
+    return [ranks[shard] for shard in range(len(ranks))]
+
+
+@dataclass(frozen=True)
+class _Rank:
+    """What one model-parallel rank holds."""
+
+    tensors: dict[str, Array]
+    used: list[TorchFile]
+    masters: bool
+    stage: int | None
+    trained_in: DType | None
+
+
+def _read_rank(files: _Files, weights: Weights, size: int) -> _Rank:
+    first = read_torch(files.model[0])
+    state = first.entries
+    module = module_tensors(state, files.model[0])
+    _check_world(state, files, size)
+    empty = files.per_rank and all(a.numel == 0 for a in module.values())
+    if weights == "model" and not empty:
+        return _Rank(module, [first], masters=False, stage=None, trained_in=None)
+    used = [first]
+    flat, optim_files = _read_masters(files, first, used)
+    tensors = {**flat.tensors, **_buffers(state, module)}
+    rounded = training_type(module) if weights == "model" else None
+    return _Rank(tensors, used + optim_files, True, flat.stage, rounded)
 
 
 def read(path: Path, *, weights: Weights = "model", config: Path | None = None) -> Checkpoint:
     """Pickles and config only. ``weights``: what the model computed with, or the fp32 masters.
 
-    Stage 3 stores no model weights; they are the masters, rounded to the training type.
+    Stage 3 stores no model weights; they are the masters, rounded to the training type. Several
+    model-parallel ranks are fastllm-train's tensor parallelism: shards under canonical names.
     """
     folder = tag_folder(path)
     if folder is None:
         raise UserError(f"{path} is not a DeepSpeed checkpoint")
     files = _list_files(folder)
-    first = read_torch(files.model[0])
-    state = first.entries
-    module = module_tensors(state, files.model[0])
-    _check_world(state, files)
-    stage3 = files.per_rank and all(a.numel == 0 for a in module.values())
-    used = [first]
-    if weights == "master" or stage3:
-        flat, optim_files, stage = _read_masters(files, first, used)
-        tensors = {**flat.tensors, **_buffers(state, module)}
-        used += optim_files
-        kind = f"ZeRO-{stage}, {len(files.optim)} ranks, fp32 masters"
-    else:
-        tensors = module
-        kind = f"model weights, {max(1, len(files.optim))} ranks"
+    ranks = [_read_rank(f, weights, len(files)) for f in files]
     spec, companions = _describe(path, folder, config)
-    canonical, equal = to_canonical(spec, tensors, str(folder))
+    equal: list[tuple[str, Array, Array]] = []
+    tensors = ranks[0].tensors
+    if len(ranks) > 1:
+        tensors, equal = merge_tensor_parallel(spec, [r.tensors for r in ranks], str(folder))
+    canonical, tied = to_canonical(spec, tensors, str(folder))
+    first = ranks[0]
+    kind = f"ZeRO-{first.stage} fp32 masters" if first.masters else "model weights"
+    size = f"{max(1, len(files[0].optim))} data-parallel ranks"
+    size += f", tp {len(ranks)}" if len(ranks) > 1 else ""
     return Checkpoint(
         format="deepspeed",
-        summary=f"DeepSpeed {folder.name}, {spec.family}, {kind}",
+        summary=f"DeepSpeed {folder.name}, {spec.family}, {kind}, {size}",
         spec=spec,
         tensors=canonical,
         companions=companions,
-        checked=members_of(used),
-        equal=equal,
-        rounded=training_type(module) if stage3 and weights == "model" else None,
+        checked=members_of([file for rank in ranks for file in rank.used]),
+        equal=[*equal, *tied],
+        rounded=first.trained_in,
     )
+
+
+def merge_tensor_parallel(
+    spec: ArchSpec, ranks: Sequence[Mapping[str, Array]], where: str
+) -> tuple[dict[str, Array], list[tuple[str, Array, Array]]]:
+    """Canonical shards of every rank → whole tensors, and the copies that must be equal.
+
+    With fewer key/value heads than ranks, neighbours hold the same head.
+    """
+    tp = len(ranks)
+    params = {p.name: p for p in iter_params(spec)}
+    found: dict[str, Array] = {}
+    equal: list[tuple[str, Array, Array]] = []
+    for rank, tensors in enumerate(ranks):
+        check_names(tensors, list(ranks[0]), f"{where}, model-parallel rank {rank}")
+    for name in ranks[0]:
+        param = params.get(name)
+        if param is None:
+            raise UserError(
+                f"{where}: {name!r} is not a canonical name",
+                hint="tensor-parallel checkpoints are read from fastllm-train and Megatron",
+            )
+        parts = [r[name] for r in ranks]
+        step = tp if param.tp_axis is None else 1
+        if param.role in ("attention_k", "attention_v") and spec.kv_heads < tp:
+            step = tp // spec.kv_heads
+        equal += [
+            (f"{name} of ranks {i - i % step} and {i}", parts[i - i % step], part)
+            for i, part in enumerate(parts)
+            if i % step
+        ]
+        try:
+            found[name] = whole(parts[::step], param.tp_axis)
+        except ValueError as error:
+            raise UserError(f"{where}: {name!r}: {error}") from None
+    return found, equal
 
 
 def module_tensors(state: Mapping[str, Any], file: Path) -> dict[str, Array]:
@@ -155,18 +214,19 @@ def module_tensors(state: Mapping[str, Any], file: Path) -> dict[str, Array]:
     return {k.removeprefix("module."): v for k, v in items}
 
 
-def training_type(module: Mapping[str, Array]) -> Any:
+def training_type(module: Mapping[str, Array]) -> DType | None:
     """The type of the (empty) module tensors."""
     types = {a.dtype for a in module.values()}
     return types.pop() if len(types) == 1 else None
 
 
-def _check_world(state: Mapping[str, Any], files: _Files) -> None:
+def _check_world(state: Mapping[str, Any], files: _Files, size: int) -> None:
     world = state.get("dp_world_size")
-    if state.get("mp_world_size", 1) != 1:
+    said = state.get("mp_world_size", 1)
+    if said != size:
         raise UserError(
-            f"{files.folder} was saved with model-parallel size {state['mp_world_size']}, "
-            "and has no layer files"
+            f"{files.folder} was saved with model-parallel size {said}, "
+            f"the files of {size} ranks are there"
         )
     if isinstance(world, int) and files.optim and len(files.optim) != world:
         raise UserError(
@@ -182,7 +242,7 @@ def _check_world(state: Mapping[str, Any], files: _Files) -> None:
 
 def _read_masters(
     files: _Files, first: TorchFile, used: list[TorchFile]
-) -> tuple[Flat, list[TorchFile], int]:
+) -> tuple[Flat, list[TorchFile]]:
     optim_files = [read_torch(files.optim[r]) for r in range(len(files.optim))]
     model_files = [first]
     if files.per_rank:
@@ -190,7 +250,7 @@ def _read_masters(
         used += rest
         model_files += rest
     flat = masters([f.entries for f in model_files], [f.entries for f in optim_files], files.folder)
-    return flat, optim_files, flat.stage
+    return flat, optim_files
 
 
 def _buffers(state: Mapping[str, Any], module: Mapping[str, Array]) -> dict[str, Array]:
@@ -213,8 +273,4 @@ def to_canonical(
     spec: ArchSpec, tensors: Mapping[str, Array], where: str
 ) -> tuple[dict[str, Array], list[tuple[str, Array, Array]]]:
     """fastllm-train's names are canonical; a Hugging Face model's are its family's."""
-    kept = {n: a for n, a in tensors.items() if not hf.is_derived(n)}
-    canonical = {p.name for p in iter_params(spec)}
-    if kept.keys() <= canonical or spec.family in ("llama", "mistral", "qwen2", "qwen3"):
-        return check_shapes(spec, kept, where)
-    return hf.to_spec(spec, kept, where)
+    return hf.to_spec(spec, tensors, where)

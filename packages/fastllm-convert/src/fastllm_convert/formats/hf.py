@@ -9,8 +9,6 @@ from typing import Any, cast
 from fastllm_convert.arrays import Array
 from fastllm_convert.checkpoint import (
     Checkpoint,
-    Companions,
-    as_user_error,
     check_shapes,
     from_rows,
     members_of,
@@ -19,13 +17,14 @@ from fastllm_convert.errors import UserError
 from fastllm_convert.files.json_file import read_object
 from fastllm_convert.files.safetensors_file import read_header
 from fastllm_convert.files.torch_zip import TorchFile, read_torch
+from fastllm_convert.formats.companions import find_config
 from fastllm_convert.formats.hf_names import (
     UnsupportedFamily,
     head_row,
     is_derived,
     name_table,
 )
-from fastllm_planner.arch import ArchSpec, from_hf_config
+from fastllm_planner.arch import ArchSpec, iter_params
 
 __all__ = ["UnsupportedFamily", "name_table", "read", "recognises"]
 
@@ -34,28 +33,43 @@ BIN_INDEX = "pytorch_model.bin.index.json"
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 
 
+def model_folder(path: Path) -> Path | None:
+    """The folder with the weights: ``path``, or the tag that its ``latest`` names (fastllm-train's
+    portable checkpoints)."""
+    if _has_weights(path):
+        return path
+    latest = path / "latest"
+    if latest.is_file():
+        tag = latest.read_bytes()[:256].decode("utf-8", "replace").strip()
+        if "/" not in tag and tag not in ("", ".", "..") and _has_weights(path / tag):
+            return path / tag
+    return None
+
+
+def _has_weights(path: Path) -> bool:
+    return any((path / name).is_file() for name in (SAFE_INDEX, BIN_INDEX, *SINGLE))
+
+
 def recognises(path: Path) -> bool:
     """A folder with weights under Hugging Face's file names."""
-    return any((path / name).is_file() for name in (SAFE_INDEX, BIN_INDEX, *SINGLE))
+    return model_folder(path) is not None
 
 
 def read(path: Path) -> Checkpoint:
     """Headers and configs only. Raises ``UserError`` for anything missing, extra or misshapen."""
-    tensors, torch_files, kind = read_tensors(path)
-    config = read_object(path / "config.json")
-    spec = as_user_error(str(path / "config.json"), lambda: from_hf_config(config))
-    canonical, equal = to_spec(spec, tensors, str(path))
-    generation = path / "generation_config.json"
+    folder = model_folder(path) or path
+    tensors, torch_files, kind = read_tensors(folder)
+    found = find_config([folder, path], None)
+    if found is None:
+        raise UserError(f"{folder} has no config.json")
+    spec, companions = found
+    canonical, equal = to_spec(spec, tensors, str(folder))
     return Checkpoint(
         format="hf",
         summary=f"Hugging Face {spec.family}, {kind}",
         spec=spec,
         tensors=canonical,
-        companions=Companions(
-            folder=path,
-            hf_config=config,
-            generation_config=read_object(generation) if generation.is_file() else None,
-        ),
+        companions=companions,
         checked=members_of(torch_files),
         equal=equal,
     )
@@ -65,8 +79,10 @@ def to_spec(
     spec: ArchSpec, tensors: Mapping[str, Array], where: str
 ) -> tuple[dict[str, Array], list[tuple[str, Array, Array]]]:
     """Hugging Face names → checked canonical tensors, and the pairs that must be equal."""
-    rows = name_table(spec)
     kept = {n: a for n, a in tensors.items() if not is_derived(n)}
+    if kept.keys() <= {p.name for p in iter_params(spec)}:
+        return check_shapes(spec, kept, where)  # already canonical: LLaMA's names, or fastllm-train
+    rows = name_table(spec)
     if spec.family == "gpt2" and not any(n.startswith("transformer.") for n in kept):
         # OpenAI's own files were saved from the bare model, without the prefix.
         kept = {n if n == "lm_head.weight" else f"transformer.{n}": a for n, a in kept.items()}
