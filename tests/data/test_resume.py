@@ -126,9 +126,9 @@ def test_kill_9_at_random_moments(seed: int, small_model: Path, tmp_path: Path) 
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         deadline = time.monotonic() + rng.uniform(0.15, 0.7)
         state = tmp_path / "cut.partial" / STATE_FILE
-        # The first kill comes after the first checkpoint, so that there is something to go on with.
+        # The first kill comes at the first checkpoint: something to go on with, much left to do.
         while process.poll() is None and (
-            time.monotonic() < deadline or (kills == 0 and not state.exists())
+            time.monotonic() < deadline if kills else not state.exists()
         ):
             time.sleep(0.002)
         if process.poll() is None:

@@ -103,7 +103,12 @@ def test_a_request_for_another_host_is_refused(port: int) -> None:
 
 
 def test_the_command_serves_until_interrupted() -> None:
-    command = [sys.executable, "-m", "fastllm_planner", "serve", "--port", "0"]
+    # A shell starts background jobs with SIGINT ignored, and a test run may be one.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from fastllm_planner.__main__ import main; sys.exit(main(['serve', '--port', '0']))"
+    )
+    command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         address = re.search(r"http://127\.0\.0\.1:(\d+)/", process.stderr.readline())
