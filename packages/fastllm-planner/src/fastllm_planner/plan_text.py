@@ -261,7 +261,6 @@ def _no_shape(job: Job) -> str:
 def assumptions(job: Job) -> list[str]:
     """What the figures rest on, a sentence each."""
     device = job.cluster.device
-    matmul = "measured" if device.matmul_measured else "not measured, a share of the peak"
     if job.profile is not None:
         count_of = job.profile.measurements
         timing = f"profile of {job.profile.gpu or device.name} fitted to {count_of} measured runs"
@@ -277,7 +276,7 @@ def assumptions(job: Job) -> list[str]:
         f"{job.global_batch} sequences a step "
         f"({count(job.global_batch * job.seq_len)} tokens).",
         f"{device.name}: {device.memory_bytes / GIB:.1f} GiB, "
-        f"{device.matmul(job.dtype):.4g} TFLOPs large matmul ({matmul}); "
+        f"{device.matmul(job.dtype):.4g} TFLOPs large matmul ({device.matmul_source}); "
         f"{job.cluster.gpus_per_node} per node, "
         f"{job.cluster.network_bandwidth / 1e9:g} GB/s per GPU between nodes{_host(job)}.",
         f"Backend {job.backend.name}; {timing}; "

@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from fastllm_planner.errors import UserError
+from fastllm_planner.hardware.board_names import BoardName, read_board_name, squeeze
 from fastllm_planner.hardware.cpu import PRIOR_MEMORY_GBPS, read_cpu
 
 GIB = 2**30
@@ -18,6 +19,8 @@ GIB = 2**30
 # A GEMM that nobody measured reaches this share of the datasheet peak: the median of the measured
 # ones (A100 0.87, H100 0.80, B200 0.78, MI300X 0.51) rounded down.
 UNMEASURED_MATMUL_SHARE = 0.78
+# "B200-192G", "GB200 189 GB": one board's memory is told in several ways.
+SAME_MEMORY = 0.08
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Gpu:
     """One device. TFLOP/s dense, bytes, bytes/s one direction per device.
 
     ``peak_tflops``: datasheet peak by dtype; ``matmul_tflops``: measured ceiling of a large GEMM
-    by dtype (a share of the peak where nobody measured one, see ``matmul_measured``).
+    by dtype; ``matmul_source`` says who measured it: "measured" on this board, "as measured on"
+    another, or a share of the peak.
     ``peer_bandwidth``: the link to one peer (xGMI); ``intra_node_bandwidth`` behind a switch.
     ``scale_up``: devices in one such fabric where that is more than a node (NVL72), else 0.
     """
@@ -33,7 +37,7 @@ class Gpu:
     name: str
     peak_tflops: tuple[tuple[str, float], ...]
     matmul_tflops: tuple[tuple[str, float], ...]
-    matmul_measured: bool
+    matmul_source: str
     sustained: float
     memory_bytes: int
     memory_bandwidth: float
@@ -124,7 +128,20 @@ def _by_dtype(name: str, table: tuple[tuple[str, float], ...], dtype: str) -> fl
     raise UserError(f"{name} has no {dtype} units", hint=f"it has {known}")
 
 
-def _build(name: str, raw: dict[str, Any]) -> Gpu:
+def _matmul_source(name: str, raw: dict[str, dict[str, Any]]) -> str:
+    """Where the ceiling of a large GEMM comes from: this board, the one it is based on, or none."""
+    origin = name
+    while "matmul_tflops" not in raw[origin] and "base" in raw[origin]:
+        origin = raw[origin]["base"]
+    if not raw[origin].get("matmul_tflops"):
+        return "not measured, a share of the peak"
+    stated = str(raw[origin].get("matmul_source", "measured"))
+    if origin == name or stated != "measured":
+        return stated
+    return f"as measured on {origin}"
+
+
+def _build(name: str, raw: dict[str, Any], matmul_source: str) -> Gpu:
     peaks = [(d, float(raw[f"tflops_{d}"])) for d in _DTYPES if raw.get(f"tflops_{d}")]
     half = "bf16" if "tflops_bf16" in raw else "fp16"
     measured = float(raw.get("matmul_tflops", 0.0))
@@ -139,7 +156,7 @@ def _build(name: str, raw: dict[str, Any]) -> Gpu:
         name=name,
         peak_tflops=tuple(peaks),
         matmul_tflops=tuple(ceilings),
-        matmul_measured=bool(measured),
+        matmul_source=matmul_source,
         sustained=float(raw.get("sustained", 1.0)),
         memory_bytes=int(raw["memory_gib"] * GIB),
         memory_bandwidth=float(raw["memory_gbps"]) * 1e9,
@@ -157,19 +174,37 @@ def _build(name: str, raw: dict[str, Any]) -> Gpu:
 _DTYPES = ("fp32", "fp16", "bf16", "fp8")
 
 
+@dataclass(frozen=True)
+class _Board:
+    """How an entry of the table is told from others of the same board."""
+
+    name: str
+    board: str
+    form: str
+    memory_gb: int
+    usual: bool
+
+
 @cache
-def _tables() -> tuple[dict[str, Gpu], dict[str, str]]:
-    """Canonical name → device, and lower-cased name or alias → canonical name."""
+def _tables() -> tuple[dict[str, Gpu], dict[str, str], tuple[_Board, ...]]:
+    """Name → device; squeezed name or other spelling → name; and what tells boards apart."""
     text = files(__name__).joinpath("gpus.toml").read_text(encoding="utf-8")
     raw: dict[str, dict[str, Any]] = tomllib.loads(text)
     merged: dict[str, dict[str, Any]] = {}
+    spellings: dict[str, str] = {}
+    boards: list[_Board] = []
     for name, table in raw.items():
         base = merged[table["base"]] if "base" in table else {}
         merged[name] = {**base, **table}
-    aliases = {name.lower(): name for name in raw}
-    for name, table in raw.items():
-        aliases.update({alias.lower(): name for alias in table.get("aliases", [])})
-    return {name: _build(name, table) for name, table in merged.items()}, aliases
+        for spelling in (name, *table.get("also", [])):
+            spellings[squeeze(spelling)] = name
+        key = squeeze(table["board"])
+        usual = bool(table.get("usual", False))
+        boards.append(_Board(name, key, table["form"], table["memory_gb"], usual))
+    devices = {
+        name: _build(name, table, _matmul_source(name, raw)) for name, table in merged.items()
+    }
+    return devices, spellings, tuple(boards)
 
 
 @dataclass(frozen=True)
@@ -205,17 +240,46 @@ def gpu_names() -> list[str]:
     return [*_tables()[0], "cpu"]
 
 
-def gpu(name: str) -> Gpu:
-    """A device by name or alias (case-insensitive); ``cpu`` is this machine's, with prior rates."""
+def gpu(name: str, *, lenient: bool = False) -> Gpu:
+    """A device by any spelling of its name; ``cpu`` is this machine's, with prior rates.
+
+    A board with another memory than the table's ("A100-64G") is the nearest one with that memory.
+    ``lenient``: pass over words that mean nothing, as names in papers and logs have.
+    Raises ``UserError``, naming the nearest known name.
+    """
     if name.lower().startswith("cpu"):
         return cpu_device()
-    devices, aliases = _tables()
-    key = aliases.get(name.lower())
-    if key is None:
-        near = difflib.get_close_matches(name.lower(), sorted(aliases), n=1, cutoff=0.5)
-        hint = f"did you mean {aliases[near[0]]!r}?" if near else f"known: {', '.join(gpu_names())}"
-        raise UserError(f"unknown GPU {name!r}", hint=hint)
-    return devices[key]
+    devices, spellings, boards = _tables()
+    if exact := spellings.get(squeeze(name)):
+        return devices[exact]
+    read = read_board_name(name, {entry.board for entry in boards})
+    if read is not None and (lenient or not read.unknown):
+        found = _pick([entry for entry in boards if entry.board == read.board], read)
+        if found is not None:
+            device = devices[found.name]
+            if not read.memory_gb or abs(read.memory_gb / found.memory_gb - 1) <= SAME_MEMORY:
+                return device
+            return with_memory(device, device.memory_bytes * read.memory_gb // found.memory_gb)
+    known = {entry.lower(): entry for entry in gpu_names()}
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    if not near and read is not None:
+        near = [entry.name.lower() for entry in boards if entry.board == read.board][:1]
+    hint = f"did you mean {known[near[0]]!r}?" if near else f"known: {', '.join(known.values())}"
+    raise UserError(f"unknown GPU {name!r}", hint=hint)
+
+
+def _pick(boards: list[_Board], read: BoardName) -> _Board | None:
+    """The entry of a board that a name means: its form, then the nearest memory; None for a form
+    that the board does not come in or a memory far from all of its own."""
+    if read.form:
+        boards = [entry for entry in boards if entry.form == read.form]
+    if not boards:
+        return None
+    usual = max(boards, key=lambda entry: (entry.usual, entry.memory_gb))
+    if not read.memory_gb:
+        return usual
+    nearest = min(boards, key=lambda b: (abs(b.memory_gb - read.memory_gb), b.form != usual.form))
+    return nearest if 0.5 <= read.memory_gb / nearest.memory_gb <= 2 else None
 
 
 @cache
@@ -229,7 +293,7 @@ def cpu_device() -> Gpu:
         name=f"cpu-prior-{facts.cores}-cores",
         peak_tflops=rates,
         matmul_tflops=rates,
-        matmul_measured=False,
+        matmul_source="a prior, not measured",
         sustained=1.0,
         memory_bytes=facts.memory_bytes,
         memory_bandwidth=bandwidth,
