@@ -6,6 +6,9 @@ from typing import Any
 
 from fastllm_planner.plan import Plan
 
+# Where a node's drives are mounted: only its owner knows, this is DeepSpeed's documentation's name.
+NVME_PATH = "/local_nvme"
+
 
 def deepspeed_config(plan: Plan) -> dict[str, Any]:
     """Batch, precision, ZeRO and offload. DeepSpeed takes model parallelism from the program."""
@@ -36,8 +39,11 @@ def _zero(plan: Plan) -> dict[str, Any]:
     if layout.zero_stage >= 1:
         # One pipeline stage reduces once per step, so hiding it behind backward needs pp = 1.
         zero |= {"overlap_comm": layout.pp == 1, "contiguous_gradients": True}
+    target: dict[str, Any] = {"device": "cpu", "pin_memory": True}
+    if plan.memory.nvme_bytes:
+        target = {"device": "nvme", "nvme_path": NVME_PATH, "pin_memory": True}
     if layout.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        zero["offload_optimizer"] = dict(target)
     if layout.offload == "optimizer+params":
-        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+        zero["offload_param"] = dict(target)
     return zero

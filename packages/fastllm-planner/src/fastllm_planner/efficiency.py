@@ -17,7 +17,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
+from fastllm_planner.arch import ArchSpec
 from fastllm_planner.backends import backend as backend_by_name
+from fastllm_planner.hardware import Gpu
+from fastllm_planner.layout import Layout
 from fastllm_planner.profile import Profile
 
 # Standard deviations of log time between stacks, devices and series (docs/planner-accuracy.md).
@@ -29,6 +32,10 @@ SERIES_SD = 0.07
 ROW_SD = 0.10
 # Relative half-width that four in five predictions stay within: pair known, half known, unknown.
 SPREAD_KNOWN, SPREAD_PARTLY, SPREAD_UNKNOWN = 0.12, 0.20, 0.30
+# What widens it where nobody calibrated, in quadrature: parts of the model that no or few published
+# rows were compared with. Judgements, not fits (docs/planner-accuracy.md).
+SPREAD_MOE, SPREAD_OFFLOAD, SPREAD_FP8, SPREAD_CPU = 0.20, 0.30, 0.08, 0.50
+WIDEST = 0.60
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,8 @@ class Effects:
         if ("pair", gpu, backend) in self.values:
             spread = SPREAD_KNOWN
         else:
-            seen = any(key in self.values for key in keys)
+            # A related stack says less than this stack or this device would.
+            seen = any(key in self.values for key in keys if key[0] != "family")
             spread = SPREAD_PARTLY if seen else SPREAD_UNKNOWN
         return Profile(gpu, backend, factor, factor, spread)
 
@@ -102,6 +110,22 @@ def _solve(matrix: list[list[float]], right: Sequence[float]) -> list[float]:
         known = sum(rows[i][k] * solution[k] for k in range(i + 1, size))
         solution[i] = (rows[i][size] - known) / rows[i][i]
     return solution
+
+
+def interval(profile: Profile, spec: ArchSpec, layout: Layout, device: Gpu) -> float:
+    """Relative half-width that four in five steps of this kind should stay within.
+
+    A profile that ``calibrate`` fitted says it itself; a prior is widened by what the layout uses
+    that it was hardly compared with.
+    """
+    if profile.measurements:
+        return profile.spread
+    parts = [profile.spread]
+    parts += [SPREAD_MOE] if spec.moe is not None else []
+    parts += [SPREAD_OFFLOAD] if layout.offload != "none" else []
+    parts += [SPREAD_FP8] if layout.dtype == "fp8" else []
+    parts += [SPREAD_CPU] if device.architecture == "cpu" else []
+    return min(WIDEST, math.hypot(*parts))
 
 
 @cache

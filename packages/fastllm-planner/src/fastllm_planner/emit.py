@@ -47,6 +47,11 @@ def check_plan(plan: Plan) -> None:
         raise UserError(
             f"fastllm-train does not run {', '.join(lacking)} yet", f"plan with --fix {axis}=1"
         )
+    if plan.memory.nvme_bytes:
+        raise UserError(
+            "fastllm-train offloads to host memory only, this layout needs NVMe",
+            "plan without --nvme",
+        )
 
 
 def check_targets(targets: Iterable[Path]) -> None:

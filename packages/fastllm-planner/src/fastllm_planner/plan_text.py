@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 
 from fastllm_planner.columns import columns
-from fastllm_planner.efficiency import default_profile, shipped_cells
+from fastllm_planner.efficiency import shipped_cells
 from fastllm_planner.hardware import GIB
 from fastllm_planner.layout import Layout
 from fastllm_planner.memory import StageMemory
@@ -152,6 +152,8 @@ def memory_table(plan: Plan) -> str:
     lines = columns(headers, table, drop={"gathered": "0.00"}) + note
     if plan.memory.host_bytes:
         lines += f"\nHost memory per node for offload: {plan.memory.host_bytes / GIB:.1f} GiB"
+    if plan.memory.nvme_bytes:
+        lines += f", NVMe per node: {plan.memory.nvme_bytes / GIB:.1f} GiB"
     return lines
 
 
@@ -243,11 +245,14 @@ def render_no_fit(job: Job, result: SearchResult) -> str:
     host = job.cluster.host_memory_bytes
     if closest.host and host:
         needs += f" and {closest.host / GIB:.0f} GiB of {host / GIB:.0f} GiB in each node's memory"
+    if closest.nvme:
+        drives = (job.cluster.nvme_bytes or 0) / GIB
+        needs += f" and {closest.nvme / GIB:.0f} GiB of {drives:.0f} GiB on each node's drives"
     return (
         f"{job.name} on {where(job)} does not fit: the leanest layout needs {needs}.\n\n"
         f"It is {strategy_words(closest.layout)}.\n"
-        "More GPUs, larger ones, a shorter --seq-len, more --host-memory or a backend with offload "
-        "would change that."
+        "More GPUs, larger ones, a shorter --seq-len, more --host-memory or --nvme, or a backend with "
+        "offload would change that."
     )
 
 
@@ -258,19 +263,19 @@ def _no_shape(job: Job) -> str:
     )
 
 
-def assumptions(job: Job) -> list[str]:
-    """What the figures rest on, a sentence each."""
+def assumptions(job: Job, plan: Plan | None = None) -> list[str]:
+    """What the figures rest on, a sentence each; with a ``plan`` also how exact its step time is."""
     device = job.cluster.device
     if job.profile is not None:
         count_of = job.profile.measurements
         timing = f"profile of {job.profile.gpu or device.name} fitted to {count_of} measured runs"
-        spread = job.profile.spread
     elif device.architecture == "cpu":
         timing = "the CPU's rates are a prior that nobody measured ('calibrate' replaces it)"
-        spread = default_profile(device.name, job.backend.name).spread
     else:
         timing = "efficiency as published runs had it, not measured on this cluster"
-        spread = default_profile(device.name, job.backend.name).spread
+    if plan is not None:
+        spread = plan.step.high / plan.step.total - 1.0
+        timing += f"; four in five steps should fall within ±{100 * spread:.0f}%"
     facts = [
         f"{job.name}: {job.params:,} parameters; {job.dtype}; sequences of {job.seq_len}; "
         f"{job.global_batch} sequences a step "
@@ -279,8 +284,7 @@ def assumptions(job: Job) -> list[str]:
         f"{device.matmul(job.dtype):.4g} TFLOPs large matmul ({device.matmul_source}); "
         f"{job.cluster.gpus_per_node} per node, "
         f"{job.cluster.network_bandwidth / 1e9:g} GB/s per GPU between nodes{_host(job)}.",
-        f"Backend {job.backend.name}; {timing}; "
-        f"four in five steps should fall within ±{100 * spread:.0f}%.",
+        f"Backend {job.backend.name}; {timing}.",
     ]
     if job.profile is None and not any(c.backend == job.backend.name for c in shipped_cells()):
         facts.append(
@@ -295,10 +299,10 @@ def assumptions(job: Job) -> list[str]:
     return facts
 
 
-def render_assumptions(job: Job) -> str:
+def render_assumptions(job: Job, plan: Plan | None = None) -> str:
     """The assumptions as an indented list of at most 100 columns."""
     wrap = textwrap.TextWrapper(WIDTH, initial_indent="  ", subsequent_indent="    ")
-    return "\n".join(["Assumptions", *(wrap.fill(fact) for fact in assumptions(job))])
+    return "\n".join(["Assumptions", *(wrap.fill(fact) for fact in assumptions(job, plan))])
 
 
 def _host(job: Job) -> str:
@@ -306,4 +310,6 @@ def _host(job: Job) -> str:
     host = job.cluster.host_memory_bytes
     if host is None or not job.backend.offload or job.cluster.device.architecture == "cpu":
         return ""
-    return f", {host / GIB:.0f} GiB host memory per node for offload"
+    drives = job.cluster.nvme_bytes
+    nvme = f" and {drives / GIB:.0f} GiB NVMe" if drives else ""
+    return f", {host / GIB:.0f} GiB host memory{nvme} per node for offload"

@@ -1,10 +1,11 @@
 """The fastest layouts that fit, found exactly: best first, with bounds, nothing sampled.
 
 The space is ZeRO stage × DP × TP × PP × virtual stages × CP × EP × micro-batch × recomputation ×
-sequence parallelism × offload. A *strategy* is its DP, TP, PP, CP, ZeRO stage and offload; the
-answer holds the best layout of each of the ``top_k`` fastest strategies. A *shape* is a strategy
-with virtual stages and EP, but no micro-batch, recomputation or sequence parallelism yet.
-Among strategies within ``TIE`` of the fastest, the one with the least machinery is put first.
+sequence parallelism × offload. A *strategy* is its DP, TP, PP and CP: layouts that differ only in
+ZeRO stage or offload are near-duplicates, so the answer holds one layout of each of the ``top_k``
+fastest strategies, the one with the least machinery of those within ``TIE`` of its best. A *shape*
+is a strategy with ZeRO stage, offload, virtual stages and EP, but no micro-batch, recomputation or
+sequence parallelism yet. The simplest strategy within ``TIE`` of the fastest is put first.
 
 Three facts about the cost model keep it exact and quick (``tests/planner/test_search.py`` holds
 them against brute force and random layouts):
@@ -21,14 +22,15 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, get_args
 
 from fastllm_planner.hardware import GIB
 from fastllm_planner.layout import Layout, Offload, Recompute
-from fastllm_planner.memory import estimate_memory, peak_bytes
+from fastllm_planner.memory import peak_bytes
+from fastllm_planner.offload import host_and_nvme_bytes
 from fastllm_planner.plan import Job
 from fastllm_planner.steptime import step_seconds
 
@@ -65,6 +67,7 @@ class Closest:
     layout: Layout
     peak: float
     host: float
+    nvme: float
     lacking: tuple[int, float]
 
 
@@ -117,15 +120,15 @@ def search(job: Job, *, top_k: int = 5, pinned: Mapping[str, Any] | None = None)
         if _can_fit(job, shape, pins, result):
             for layout in _micro_variants(job, shape, pins):
                 _push(heap, job, layout, result)
-    found = _take_best(heap, job, top_k, pins, result)
+    found, slower = _take_best(heap, job, top_k, pins, result)
     if not found:
         return result
-    near = [c for c in found if c.seconds <= found[0].seconds * (1 + TIE)]
-    simplest = min(near, key=lambda candidate: simplicity(candidate.layout))
+    found.sort(key=lambda candidate: candidate.seconds)
+    simplest = _simplest(found)
     found.remove(simplest)
     result.ranked = [simplest, *found][:top_k]
     listed = {strategy(candidate.layout) for candidate in result.ranked}
-    slower = {strategy(layout): layout for _, _, _, layout in heap}
+    slower |= {strategy(layout): layout for _, _, _, layout in heap}
     slower |= {strategy(candidate.layout): candidate.layout for candidate in found}
     examples = [layout for key, layout in slower.items() if key not in listed]
     if examples:
@@ -140,24 +143,46 @@ _Entry = tuple[float, tuple[int, ...], int, Layout]
 
 def _take_best(
     heap: list[_Entry], job: Job, top_k: int, pins: Mapping[str, Any], result: SearchResult
-) -> list[Candidate]:
-    """Pop in order of time: ``top_k`` strategies that fit, and all that tie with the fastest."""
-    found: dict[tuple[Any, ...], Candidate] = {}
-    limit = float("inf")
+) -> tuple[list[Candidate], dict[tuple[Any, ...], Layout]]:
+    """Pop in order of time: the simplest of the best of ``top_k`` strategies, and of all that tie
+    with the fastest; and strategies that were passed over because they are slower."""
+    found: dict[tuple[Any, ...], dict[tuple[Any, ...], Candidate]] = {}
+    passed: dict[tuple[Any, ...], Layout] = {}
+    ties = limit = float("inf")
     allowed = pins.get("recompute")
-    while heap and (len(found) < top_k or heap[0][0] <= limit):
+    while heap and heap[0][0] <= limit:
         seconds, _, _, layout = heapq.heappop(heap)
-        if strategy(layout) in found:
+        key = strategy(layout)
+        variants = found.get(key, {})
+        if not variants and len(found) >= top_k and seconds > ties:
+            passed[key] = layout
+            continue
+        if _variant(layout) in variants or (variants and seconds > _tied(variants.values())):
             continue
         peak = peak_bytes(job.spec, layout, job.cluster, job.backend)
         if peak <= job.usable_bytes and allowed in (None, layout.recompute):
-            found[strategy(layout)] = Candidate(layout, seconds, peak)
-            limit = min(limit, seconds * (1 + TIE))
+            found.setdefault(key, {})[_variant(layout)] = Candidate(layout, seconds, peak)
+            ties = min(ties, seconds * (1 + TIE))
+            if len(found) >= top_k:
+                # the slowest strategy of the list may still have a simpler variant
+                limit = max(_tied(of_one.values()) for of_one in found.values())
         elif layout.recompute == "none":
             for recompute in _recomputes(job):
                 if recompute != "none" and allowed in (None, recompute):
                     _push(heap, job, replace(layout, recompute=recompute), result)
-    return list(found.values())
+    return [_simplest(of_one.values()) for of_one in found.values()], passed
+
+
+def _tied(candidates: Iterable[Candidate]) -> float:
+    """The longest time that counts as no slower than the fastest of the candidates."""
+    return min(candidate.seconds for candidate in candidates) * (1 + TIE)
+
+
+def _simplest(candidates: Collection[Candidate]) -> Candidate:
+    """The least machinery among those that tie with the fastest."""
+    limit = _tied(candidates)
+    near = [candidate for candidate in candidates if candidate.seconds <= limit]
+    return min(near, key=lambda candidate: simplicity(candidate.layout))
 
 
 def _push(heap: list[_Entry], job: Job, layout: Layout, result: SearchResult) -> None:
@@ -178,7 +203,12 @@ def simplicity(layout: Layout) -> tuple[int, ...]:
 
 def strategy(layout: Layout) -> tuple[Any, ...]:
     """What distinguishes one listed layout from the next."""
-    return (layout.dp, layout.tp, layout.pp, layout.cp, layout.zero_stage, layout.offload)
+    return (layout.dp, layout.tp, layout.pp, layout.cp)
+
+
+def _variant(layout: Layout) -> tuple[Any, ...]:
+    """What distinguishes the layouts of a strategy that compete for its line."""
+    return (layout.zero_stage, layout.offload, layout.recompute, layout.sequence_parallel)
 
 
 def _recomputes(job: Job) -> tuple[Recompute, ...]:
@@ -292,13 +322,14 @@ def _can_fit(job: Job, shape: Layout, pins: Mapping[str, Any], result: SearchRes
     variants = [replace(lean, micro_batch=m, recompute=kind) for m in sizes for kind in kinds]
     peaks = [peak_bytes(job.spec, v, job.cluster, job.backend) for v in variants]
     peak, leanest = min(zip(peaks, variants, strict=True), key=lambda pair: pair[0])
-    host = _host_bytes(job, leanest)
+    host, nvme = host_and_nvme_bytes(job.spec, leanest, job.cluster)
     capacity = job.cluster.host_memory_bytes or float("inf")
-    shares = (peak / job.usable_bytes, host / capacity)
+    drives = job.cluster.nvme_bytes or float("inf")  # without drives nothing goes to them
+    shares = (peak / job.usable_bytes, host / capacity, nvme / drives)
     # Lacking one kind of memory is nearer than lacking both.
     lacking = (sum(share > 1 for share in shares), max(shares))
     if result.closest is None or lacking < result.closest.lacking:
-        result.closest = Closest(leanest, peak, host, lacking)
+        result.closest = Closest(leanest, peak, host, nvme, lacking)
     if peak > job.usable_bytes:
         detail = (
             f"needs {peak / GIB:.1f} of {job.cluster.device.memory_bytes / GIB:.1f} GiB "
@@ -309,6 +340,9 @@ def _can_fit(job: Job, shape: Layout, pins: Mapping[str, Any], result: SearchRes
     elif host > capacity:
         detail = f"needs {host / GIB:.0f} of {capacity / GIB:.0f} GiB in each node's memory"
         result.reject(leanest, "too little host memory to offload to", detail)
+    elif nvme > drives:
+        detail = f"needs {nvme / GIB:.0f} of {drives / GIB:.0f} GiB on each node's drives"
+        result.reject(leanest, "too little NVMe to offload to", detail)
     return lacking[0] == 0
 
 
@@ -317,9 +351,3 @@ def _one_pass(job: Job, shape: Layout) -> int:
     whole = job.global_batch // shape.dp
     return whole if job.backend.lazy_gradients and whole <= MAX_MICRO_BATCH else shape.micro_batch
 
-
-def _host_bytes(job: Job, layout: Layout) -> float:
-    """Host memory that a layout's offload takes, per node."""
-    if layout.offload == "none":
-        return 0.0
-    return estimate_memory(job.spec, layout, job.cluster, job.backend).host_bytes

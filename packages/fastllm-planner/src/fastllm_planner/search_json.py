@@ -36,6 +36,7 @@ def result_to_json(
             "layout": layout_to_json(closest.layout),
             "required_bytes": closest.peak,
             "host_bytes": closest.host,
+            "nvme_bytes": closest.nvme,
         }
     if explain:
         out["rejected"] = [

@@ -14,7 +14,7 @@ from fastllm_planner.communication import (
     group,
     send_seconds,
 )
-from fastllm_planner.efficiency import default_profile
+from fastllm_planner.efficiency import default_profile, interval
 from fastllm_planner.flops import hardware_flops_per_token, model_flops_per_token
 from fastllm_planner.hardware import Cluster
 from fastllm_planner.kernels import LayerTime, layer_time_of
@@ -40,7 +40,7 @@ FP8_TP_SHARE = 0.75
 class StepEstimate:
     """Seconds by cause; they add up to ``total``. Communication is what is *not* hidden.
 
-    ``low``/``high`` bound ``total`` by the profile's spread.
+    ``low``/``high`` bound ``total``: four in five steps should fall between (``interval``).
     """
 
     compute: float
@@ -291,6 +291,7 @@ def estimate_step(
     tokens = float(layout.global_batch * layout.seq_len)
     rate = tokens / layout.world_size / total / 1e12
     device = cluster.device
+    spread = interval(profile, spec, layout, device)
     return StepEstimate(
         compute=per_layer * parts.compute + m * step.head,
         recompute=per_layer * parts.recompute,
@@ -304,8 +305,8 @@ def estimate_step(
         offload=step.offload,
         overhead=per_layer * parts.launch + backend.step_overhead_ms * 1e-3 + total - step.busy,
         total=total,
-        low=total * (1.0 - profile.spread),
-        high=total * (1.0 + profile.spread),
+        low=total * (1.0 - spread),
+        high=total * (1.0 + spread),
         tokens_per_step=tokens,
         devices=layout.world_size,
         model_tflops_full=model_flops_per_token(spec, layout.seq_len) * rate,

@@ -76,7 +76,7 @@ def command(as_json: bool, **options: Any) -> int:
         listed = "".join(f"\n  - {reason}" for reason in reasons)
         click.echo(f"{job.name}: this layout cannot run:{listed}")
     else:
-        click.echo(f"{render_plan(plan)}\n\n{render_assumptions(job)}")
+        click.echo(f"{render_plan(plan)}\n\n{render_assumptions(job, plan)}")
     return 0 if plan.fits and not reasons else 1
 
 

@@ -26,6 +26,7 @@ _OPTIONS = (
     click.option(
         "--host-memory", type=COUNT, metavar="GIB", help="Per node.  [default: twice its GPUs']"
     ),
+    click.option("--nvme", type=COUNT, metavar="GIB", help="Drives per node, for offload."),
     click.option("--global-batch", type=WHOLE, help="Sequences a step.  [default: ~4M tokens]"),
     click.option("--seq-len", type=WHOLE, help="[default: the model's, at most 4096]"),
     click.option("--tokens", type=COUNT, help="To train on: 1e12, 1T."),
@@ -83,6 +84,7 @@ def build_job(options: dict[str, Any]) -> Job:
         gpus_per_node=per_node,
         inter_node_bandwidth=network * 1e9 if network else None,
         host_memory_bytes=host,
+        nvme_bytes=int(options["nvme"] * GIB) if options["nvme"] else None,
     )
     seq_len = options["seq_len"] or min(spec.max_seq_len, DEFAULT_SEQ_LEN)
     if seq_len > 2**24 or n_gpus > 2**22:

@@ -79,7 +79,7 @@ def command(
         blocks = blocks or [render_no_fit(job, result)]
         blocks += [_searched(pins)] if pins else []
         blocks += [render_rejections(result)] if explain else []
-        click.echo("\n\n".join([*blocks, render_assumptions(job)]))
+        click.echo("\n\n".join([*blocks, render_assumptions(job, plans[0] if plans else None)]))
     return 0 if plans else 1
 
 
