@@ -20,7 +20,6 @@ from fastllm_planner.steptime import step_seconds
 
 from .jobs import job
 
-
 Key = tuple[Any, ...]
 
 

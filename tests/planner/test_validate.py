@@ -152,13 +152,15 @@ def test_node_bandwidth_comes_from_the_notes(tmp_path: Path) -> None:
     [
         {"hidden": ""}, {"hidden": "0"}, {"hidden": "wide"}, {"gpu": "TPUv4"},
         {"dtype": "nvfp4"}, {"heads": "-3"}, {"micro_batch": ""}, {"kv_heads": "5"},
+        {"layers": "inf"}, {"n_gpus": "1e400"}, {"pp": "64", "tp": "1"}, {"tp": "128"},
+        {"recompute": ""}, {"mlp": "maxout"}, {"zero_stage": "varies"}, {"flash": "maybe"},
     ],
 )  # fmt: skip
 def test_unusable_rows_are_skipped_with_a_reason(tmp_path: Path, cells: dict[str, str]) -> None:
     rows, skipped = read_rows(write(tmp_path / "t.csv", [cells, {"id": "good"}]))
     assert [row.id for row in rows] == ["good"]
-    assert skipped[0][0] == "r"
-    assert skipped[0][1]
+    assert (skipped[0].id, skipped[0].complete) == ("r", True)
+    assert skipped[0].reason
 
 
 def test_a_series_own_rows_do_not_enter_its_profile(tmp_path: Path) -> None:
@@ -256,11 +258,43 @@ def test_the_command_prints_json_and_draws(
     assert result["schema"] == 1
     assert result["rows"][0]["measured_s"] == 3
     assert result["rows"][0]["predicted_s"] > 0
-    assert result["skipped"] == [{"id": "odd", "reason": "hidden is not given"}]
+    odd = {"id": "odd", "reason": "hidden is not given", "complete": True}
+    assert result["skipped"] == [odd]
+    assert result["rows"][0]["low_s"] < result["rows"][0]["predicted_s"]
     assert result["time"]["all"]["rows"] == 1
     circles = [e for e in ElementTree.parse(plot).iter() if e.tag.endswith("circle")]
     assert len(circles) == 3  # time, memory, legend
     assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
+
+
+def test_complete_rows_that_cannot_be_read_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = [{"id": f"lost-{i}", "dtype": "nvfp4"} for i in range(12)]
+    rows = [{"iter_time_best_s": "3"}, *lost, {"id": "part", "complete": "0", "hidden": ""}]
+    assert main(["validate", str(write(tmp_path / "t.csv", rows))]) == 0
+    printed = capsys.readouterr().out
+    assert "not predicted: lost-0: dtype nvfp4 is not modelled" in printed
+    assert "not predicted: 2 more" in printed
+    assert "1 rows that the table does not call complete" in printed
+
+
+def test_runs_that_break_a_rule_of_the_search_are_counted(tmp_path: Path) -> None:
+    rows = [{"iter_time_best_s": "3"}, {"iter_time_best_s": "3", "global_batch": "100"}]
+    found = report(read_rows(write(tmp_path / "t.csv", rows))[0])
+    assert found.verdicts["all"].ran_forbidden == 1
+    assert "not a multiple of dp x micro-batch" in found.predictions[1].rules[0]
+
+
+def test_an_unnamed_stack_gets_the_benefit_of_the_doubt(tmp_path: Path) -> None:
+    """Where only its behaviour tells FSDP, the leanest FSDP stack decides whether a run fits."""
+    cells = {"zero_stage": "fsdp(3)", "tp": "1", "n_gpus": "8", "micro_batch": "4",
+             "global_batch": "32", "iter_time_best_s": "3"}  # fmt: skip
+    batches = [{**cells, "micro_batch": str(b), "global_batch": str(8 * b)} for b in range(1, 9)]
+    named = [{**row, "source": "pytorch/torchtitan"} for row in batches]
+    unnamed = report(read_rows(write(tmp_path / "t.csv", batches))[0]).verdicts["all"]
+    known = report(read_rows(write(tmp_path / "t.csv", named))[0]).verdicts["all"]
+    assert 0 < unnamed.ran_rejected < known.ran_rejected
 
 
 def test_the_command_prints_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,8 +46,11 @@ class Backend:
 
     name: str
     description: str
-    # regular expression on a run's source and notes that tells this stack ("" for never)
+    # regular expression on a run's source and notes that tells this stack ("" for never), and one
+    # that must not match; ``refines``: the stack that must have been told first
     detect: str = ""
+    detect_not: str = ""
+    refines: str = ""
     # stacks that share kernels and habits: what one teaches about speed holds partly for the others
     family: str = ""
     default_zero_stage: int = 1
@@ -134,17 +137,30 @@ def backend(name: str) -> Backend:
     return found
 
 
-def detect_backend(text: str, sharding: str, *, flash: bool, pp: int = 1) -> Backend:
-    """The stack behind a published run: by its name in ``text``, else by what it does.
+def detect_backend(text: str, sharding: str, *, flash: bool, pp: int = 1) -> tuple[Backend, bool]:
+    """The stack behind a published run, and whether ``text`` named it.
 
-    ``sharding``: the run's own words ("dist-opt(1)", "fsdp2(3)", "1"). Unfused attention means a
-    Megatron of 2022 or before.
+    By its name, else by what it does: unfused attention means a Megatron of 2022 or before, FSDP
+    words PyTorch's FSDP, the rest Megatron-Core. ``sharding``: the run's own words
+    ("dist-opt(1)", "fsdp2(3)", "1").
     """
+    found = next((b for b in _tables().values() if not b.refines and _tells(b, text)), None)
+    named = found is not None
+    if found is None:
+        found = backend("megatron-fused")
+        if not flash:
+            found = backend("megatron-2021")
+        elif re.search("[fh]sdp", sharding, re.IGNORECASE) and pp == 1:
+            found = backend("fsdp")
     for candidate in _tables().values():
-        if candidate.detect and re.search(candidate.detect, text, re.IGNORECASE):
-            return candidate
-    if not flash:
-        return backend("megatron-2021")
-    if "fsdp" in sharding.lower() and pp == 1:
-        return backend("fsdp")
-    return backend("megatron-fused")
+        if candidate.refines == found.name and _tells(candidate, text):
+            return candidate, named
+    return found, named
+
+
+def _tells(candidate: Backend, text: str) -> bool:
+    """Whether a text names this stack."""
+    if not candidate.detect or not re.search(candidate.detect, text, re.IGNORECASE):
+        return False
+    refused = candidate.detect_not
+    return not (refused and re.search(refused, text, re.IGNORECASE))

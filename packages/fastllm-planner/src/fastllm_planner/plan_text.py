@@ -251,8 +251,8 @@ def render_no_fit(job: Job, result: SearchResult) -> str:
     return (
         f"{job.name} on {where(job)} does not fit: the leanest layout needs {needs}.\n\n"
         f"It is {strategy_words(closest.layout)}.\n"
-        "More GPUs, larger ones, a shorter --seq-len, more --host-memory or --nvme, or a backend with "
-        "offload would change that."
+        "More GPUs, larger ones, a shorter --seq-len, more --host-memory or --nvme, or a backend "
+        "with offload would change that."
     )
 
 
@@ -264,7 +264,7 @@ def _no_shape(job: Job) -> str:
 
 
 def assumptions(job: Job, plan: Plan | None = None) -> list[str]:
-    """What the figures rest on, a sentence each; with a ``plan`` also how exact its step time is."""
+    """What the figures rest on, a sentence each; with a ``plan`` also how exact its time is."""
     device = job.cluster.device
     if job.profile is not None:
         count_of = job.profile.measurements

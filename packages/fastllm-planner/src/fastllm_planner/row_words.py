@@ -61,10 +61,10 @@ def switch(cell: Mapping[str, str], key: str, yes: str = "") -> bool | None:
     text = cell.get(key, "").strip().lower()
     if not text:
         return None
-    if text in _YES or (yes and re.match(yes, text)):
-        return True
     if text in _NO:
         return False
+    if text in _YES or (yes and re.fullmatch(yes, text)):
+        return True
     raise RowError(f"{key}={text!r} is neither yes nor no")
 
 

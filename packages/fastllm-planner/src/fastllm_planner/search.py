@@ -350,4 +350,3 @@ def _one_pass(job: Job, shape: Layout) -> int:
     """The micro-batch that takes a replica's whole step, where that saves gradient memory."""
     whole = job.global_batch // shape.dp
     return whole if job.backend.lazy_gradients and whole <= MAX_MICRO_BATCH else shape.micro_batch
-

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from fastllm_planner.backends import backend, backend_names
 from fastllm_planner.efficiency import Cell, Effects, fit_effects, shipped_cells
-from fastllm_planner.memory import estimate_memory
+from fastllm_planner.layout import check_layout
+from fastllm_planner.memory import MemoryEstimate, estimate_memory
 from fastllm_planner.profile import Profile
 from fastllm_planner.steptime import estimate_step
 from fastllm_planner.validate_rows import Row
@@ -19,12 +21,23 @@ MIN_GROUP = 3
 
 @dataclass(frozen=True)
 class Prediction:
-    """One row: measured and predicted seconds and bytes (None where nothing was measured)."""
+    """One row: measured and predicted seconds and bytes (None where nothing was measured).
+
+    ``low`` and ``high`` bound ``seconds``; ``rules``: what ``check_layout`` has against the layout.
+    """
 
     row: Row
     seconds: float
+    low: float
+    high: float
     memory_bytes: float
     fits: bool
+    rules: tuple[str, ...]
+
+    @property
+    def inside_interval(self) -> bool | None:
+        measured = self.row.seconds
+        return None if measured is None else self.low <= measured <= self.high
 
     @property
     def time_error(self) -> float | None:
@@ -52,12 +65,16 @@ class Errors:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Out-of-memory verdicts: of the runs that failed, and of those that ran."""
+    """Verdicts on the runs that failed for want of memory, and on those that ran.
+
+    ``ran_forbidden``: runs that a rule of ``check_layout`` calls impossible.
+    """
 
     oom_rows: int
     oom_rejected: int
     ran_rows: int
     ran_rejected: int
+    ran_forbidden: int
 
 
 @dataclass(frozen=True)
@@ -125,7 +142,22 @@ def _predict_row(row: Row, profile: Profile) -> Prediction:
         counted = max(stage.allocated + stage.fragmentation for stage in memory.stages)
     else:
         counted = max(stage.total for stage in memory.stages[: _stages_of_first_node(row)])
-    return Prediction(row, step.total, counted, memory.fits(row.cluster))
+    rules = check_layout(row.spec, row.layout, row.cluster, row.backend, tp_across_nodes=True)
+    verdict = _fits(row, memory)
+    return Prediction(row, step.total, step.low, step.high, counted, verdict, tuple(rules))
+
+
+def _fits(row: Row, memory: MemoryEstimate) -> bool:
+    """The verdict. Of a stack that only its behaviour told, the leanest of its family decides: what
+    an unknown program keeps in memory is no reason to call a run impossible."""
+    if row.backend_named or memory.fits(row.cluster):
+        return memory.fits(row.cluster)
+    related = [backend(name) for name in backend_names()]
+    return any(
+        estimate_memory(row.spec, row.layout, row.cluster, stack).fits(row.cluster)
+        for stack in related
+        if stack.family == row.backend.family
+    )
 
 
 def _stages_of_first_node(row: Row) -> int:
@@ -240,5 +272,6 @@ def _verdicts(predictions: Sequence[Prediction]) -> dict[str, Verdicts]:
             oom_rejected=sum(not p.fits for p in failed),
             ran_rows=len(ran),
             ran_rejected=sum(not p.fits for p in ran),
+            ran_forbidden=sum(bool(p.rules) for p in ran),
         )
     return result

@@ -33,11 +33,16 @@ MemoryKind = Literal["allocated", "reserved", "device", "oom", "none"]
 REQUIRED_COLUMNS = ("series", "layers", "hidden", "gpu", "n_gpus", "global_batch", "complete")
 # ``complete``: 2 where architecture, layout, batch and recomputation are all known
 FULLY_KNOWN = 2.0
+GATED_MLPS = ("swiglu", "geglu", "reglu", "glu", "silu", "gated")
+PLAIN_MLPS = ("gelu", "relu", "relu2", "squared_relu", "squared-relu")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One published run. ``seconds`` and ``memory_bytes`` are None where nothing was measured."""
+    """One published run. ``seconds`` and ``memory_bytes`` are None where nothing was measured.
+
+    ``backend_named``: the row names its stack; otherwise ``backend`` follows from what it does.
+    """
 
     id: str
     series: str
@@ -46,6 +51,7 @@ class Row:
     layout: Layout
     cluster: Cluster
     backend: Backend
+    backend_named: bool
     complete: bool
     seconds: float | None
     memory_bytes: float | None
@@ -56,8 +62,17 @@ class Row:
         return self.memory_kind == "oom"
 
 
-def read_rows(path: Path) -> tuple[list[Row], list[tuple[str, str]]]:
-    """All usable rows, and (id, reason) of the others. ``UserError`` for another kind of file."""
+@dataclass(frozen=True)
+class Skipped:
+    """A row that cannot be used. ``complete``: the table called it complete."""
+
+    id: str
+    reason: str
+    complete: bool
+
+
+def read_rows(path: Path) -> tuple[list[Row], list[Skipped]]:
+    """All usable rows, and the others with the reason. ``UserError`` for another kind of file."""
     try:
         with path.open(encoding="utf-8", newline="") as handle:
             reader = csv.DictReader(handle)
@@ -74,23 +89,23 @@ def read_rows(path: Path) -> tuple[list[Row], list[tuple[str, str]]]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is not a CSV file: {error}") from error
     rows: list[Row] = []
-    skipped: list[tuple[str, str]] = []
+    skipped: list[Skipped] = []
     for number, raw in enumerate(cells, start=2):
         cell = {key: (value or "").strip() for key, value in raw.items() if isinstance(key, str)}
         name = cell.get("id") or f"line {number}"
         try:
             rows.append(_row(name, cell))
         except (RowError, ArchError, UserError) as error:
-            skipped.append((name, str(error)))
+            skipped.append(Skipped(name, str(error), _complete(cell)))
     return rows, skipped
 
 
 def _row(name: str, cell: Mapping[str, str]) -> Row:
     text = " ".join(cell.get(key, "") for key in ("series", "source", "notes"))
-    complete = (positive(cell, "complete") or 0.0) >= FULLY_KNOWN
+    complete = _complete(cell)
     sharding = cell.get("zero_stage", "")
-    flash = switch(cell, "flash", yes=r"fa\d?|flash|sdpa|cudnn|[2-9]$") is not False
-    backend = detect_backend(text, sharding, flash=flash, pp=whole(cell, "pp", 1))
+    flash = switch(cell, "flash", yes=r"(fa|flash|sdpa|cudnn|te).*|[2-9]") is not False
+    backend, named = detect_backend(text, sharding, flash=flash, pp=whole(cell, "pp", 1))
     spec = _spec(cell)
     stage = zero_stage(sharding) if sharding else backend.default_zero_stage
     per_node = whole(cell, "gpus_per_node", 8)
@@ -105,11 +120,16 @@ def _row(name: str, cell: Mapping[str, str]) -> Row:
         layout=replace(layout, zero_stage=stage, shard_group=group),
         cluster=_cluster(cell, text, layout, per_node),
         backend=backend,
+        backend_named=named,
         complete=complete,
         seconds=_seconds(cell, layout),
         memory_bytes=memory,
         memory_kind=kind,
     )
+
+
+def _complete(cell: Mapping[str, str]) -> bool:
+    return (positive(cell, "complete") or 0.0) >= FULLY_KNOWN
 
 
 def _spec(cell: Mapping[str, str]) -> ArchSpec:
@@ -120,8 +140,10 @@ def _spec(cell: Mapping[str, str]) -> ArchSpec:
     """
     hidden, heads = whole(cell, "hidden"), whole(cell, "heads")
     width = whole(cell, "ffn_hidden")
-    mlp = cell.get("mlp") or ("gelu" if width == 4 * hidden else "swiglu")
-    gated, gpt = mlp not in ("gelu", "relu", "relu2"), mlp == "gelu"
+    mlp = cell.get("mlp", "").lower() or ("gelu" if width == 4 * hidden else "swiglu")
+    gated, gpt = mlp in GATED_MLPS, mlp == "gelu"
+    if not gated and mlp not in PLAIN_MLPS:
+        raise RowError(f"mlp={mlp!r} is not modelled")
     return ArchSpec(
         family="gpt2" if gpt else "llama",
         layers=whole(cell, "layers"),
@@ -138,7 +160,7 @@ def _spec(cell: Mapping[str, str]) -> ArchSpec:
         qkv_bias=gpt,
         attention_out_bias=gpt,
         mlp_bias=gpt,
-        tied_embeddings=cell.get("tied_emb", "") == "1",
+        tied_embeddings=bool(switch(cell, "tied_emb")),
     )
 
 
@@ -146,12 +168,16 @@ def _layout(cell: Mapping[str, str], *, flash: bool, strict: bool) -> Layout:
     tp, pp = whole(cell, "tp", 1), whole(cell, "pp", 1)
     cp, ep = whole(cell, "cp", 1), whole(cell, "ep", 1)
     devices = whole(cell, "n_gpus")
+    if pp > (layers := whole(cell, "layers")):
+        raise RowError(f"pp={pp} leaves stages of {layers} layers empty")
+    if tp * pp * cp > devices:
+        raise RowError(f"tp={tp} x pp={pp} x cp={cp} needs more than the {devices} GPUs stated")
     policy, share = recompute(cell.get("recompute", ""), strict=strict)
     # Where it is not stated, assume it with flash attention (stacks of 2023 on switch it on).
     stated = switch(cell, "sp")
     return Layout(
         # Where the table disagrees with itself, the number of devices is what was counted.
-        dp=max(1, devices // (tp * pp * cp)),
+        dp=devices // (tp * pp * cp),
         tp=tp,
         pp=pp,
         virtual_stages=whole(cell, "interleave", 1),

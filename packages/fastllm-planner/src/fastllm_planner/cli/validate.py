@@ -45,7 +45,7 @@ def command(table: Path, series: str | None, plot: Path | None, as_json: bool) -
     if as_json:
         click.echo(json.dumps(report_json(result, skipped)))
     else:
-        click.echo(report_text(result, len(skipped)))
+        click.echo(report_text(result, skipped))
     return 0
 
 
