@@ -1,9 +1,10 @@
 """The fastest layouts that fit, found exactly: best first, with bounds, nothing sampled.
 
 The space is ZeRO stage × DP × TP × PP × virtual stages × CP × EP × micro-batch × recomputation ×
-sequence parallelism × offload. A *strategy* is its DP, TP, PP and CP: layouts that differ only in
-ZeRO stage or offload are near-duplicates, so the answer holds one layout of each of the ``top_k``
-fastest strategies, the one with the least machinery of those within ``TIE`` of its best. A *shape*
+sequence parallelism × offload. A *strategy* is its DP, TP, PP and CP, and whether it offloads:
+layouts that differ only in their ZeRO stage are near-duplicates, so the answer holds one layout of
+each of the ``top_k`` fastest strategies, the one with the least machinery of those within ``TIE``
+of its best; an offloaded one only if it gains more than that over the same sizes without. A *shape*
 is a strategy with ZeRO stage, offload, virtual stages and EP, but no micro-batch, recomputation or
 sequence parallelism yet. The simplest strategy within ``TIE`` of the fastest is put first.
 
@@ -120,7 +121,10 @@ def search(job: Job, *, top_k: int = 5, pinned: Mapping[str, Any] | None = None)
         if _can_fit(job, shape, pins, result):
             for layout in _micro_variants(job, shape, pins):
                 _push(heap, job, layout, result)
-    found, slower = _take_best(heap, job, top_k, pins, result)
+    # Each layout without offload displaces at most its offloaded twin.
+    wanted = 2 * top_k if job.backend.offload else top_k
+    found, slower = _take_best(heap, job, wanted, pins, result)
+    found = _without_vain_offload(found)
     if not found:
         return result
     found.sort(key=lambda candidate: candidate.seconds)
@@ -142,9 +146,9 @@ _Entry = tuple[float, tuple[int, ...], int, Layout]
 
 
 def _take_best(
-    heap: list[_Entry], job: Job, top_k: int, pins: Mapping[str, Any], result: SearchResult
+    heap: list[_Entry], job: Job, wanted: int, pins: Mapping[str, Any], result: SearchResult
 ) -> tuple[list[Candidate], dict[tuple[Any, ...], Layout]]:
-    """Pop in order of time: the simplest of the best of ``top_k`` strategies, and of all that tie
+    """Pop in order of time: the simplest of the best of ``wanted`` strategies, and of all that tie
     with the fastest; and strategies that were passed over because they are slower."""
     found: dict[tuple[Any, ...], dict[tuple[Any, ...], Candidate]] = {}
     passed: dict[tuple[Any, ...], Layout] = {}
@@ -154,7 +158,7 @@ def _take_best(
         seconds, _, _, layout = heapq.heappop(heap)
         key = strategy(layout)
         variants = found.get(key, {})
-        if not variants and len(found) >= top_k and seconds > ties:
+        if not variants and len(found) >= wanted and seconds > ties and _twin(key) not in found:
             passed[key] = layout
             continue
         if _variant(layout) in variants or (variants and seconds > _tied(variants.values())):
@@ -163,7 +167,7 @@ def _take_best(
         if peak <= job.usable_bytes and allowed in (None, layout.recompute):
             found.setdefault(key, {})[_variant(layout)] = Candidate(layout, seconds, peak)
             ties = min(ties, seconds * (1 + TIE))
-            if len(found) >= top_k:
+            if len(found) >= wanted:
                 # the slowest strategy of the list may still have a simpler variant
                 limit = max(_tied(of_one.values()) for of_one in found.values())
         elif layout.recompute == "none":
@@ -171,6 +175,17 @@ def _take_best(
                 if recompute != "none" and allowed in (None, recompute):
                     _push(heap, job, replace(layout, recompute=recompute), result)
     return [_simplest(of_one.values()) for of_one in found.values()], passed
+
+
+def _without_vain_offload(found: list[Candidate]) -> list[Candidate]:
+    """All but those whose sizes are as fast without offload."""
+    plain = {strategy(c.layout): c.seconds for c in found if c.layout.offload == "none"}
+    return [
+        c
+        for c in found
+        if c.layout.offload == "none"
+        or plain.get(_twin(strategy(c.layout)), float("inf")) > c.seconds * (1 + TIE)
+    ]
 
 
 def _tied(candidates: Iterable[Candidate]) -> float:
@@ -203,7 +218,12 @@ def simplicity(layout: Layout) -> tuple[int, ...]:
 
 def strategy(layout: Layout) -> tuple[Any, ...]:
     """What distinguishes one listed layout from the next."""
-    return (layout.dp, layout.tp, layout.pp, layout.cp)
+    return (layout.dp, layout.tp, layout.pp, layout.cp, layout.offload != "none")
+
+
+def _twin(key: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The strategy of the same sizes that offloads, or does not."""
+    return (*key[:-1], not key[-1])
 
 
 def _variant(layout: Layout) -> tuple[Any, ...]:
