@@ -6,8 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from fastllm_planner.efficiency import Cell, default_profile, fit_effects, shipped_cells
+from fastllm_planner.arch import preset
+from fastllm_planner.efficiency import (
+    SPREAD_PARTLY,
+    SPREAD_UNKNOWN,
+    Cell,
+    default_profile,
+    fit_effects,
+    interval,
+    shipped_cells,
+)
 from fastllm_planner.errors import UserError
+from fastllm_planner.hardware import gpu
+from fastllm_planner.layout import Layout
 from fastllm_planner.profile import Measurement, Profile, fit_profile, load_profile, save_profile
 
 
@@ -24,7 +35,7 @@ def test_no_evidence_leaves_the_model_alone() -> None:
 def test_one_series_moves_its_pair_part_of_the_way() -> None:
     effects = fit_effects([cell("a", "H100-SXM", "fsdp", 0.2)])
     factor = math.log(effects.profile("H100-SXM", "fsdp").compute)
-    assert 0.1 < factor < 0.2
+    assert 0.03 < factor < 0.15
 
 
 def test_many_rows_of_one_series_are_one_witness() -> None:
@@ -35,6 +46,35 @@ def test_many_rows_of_one_series_are_one_witness() -> None:
     assert b - a < 0.02
     two = fit_effects([cell("a", "H100-SXM", "fsdp", 0.2), cell("b", "H100-SXM", "fsdp", 0.2)])
     assert math.log(two.profile("H100-SXM", "fsdp").compute) > b + 0.01
+
+
+def test_a_strange_series_moves_nothing_far() -> None:
+    """Two series agree, a third is 60 % off: it is the odd one, not the news."""
+    agreeing = [cell("a", "H100-SXM", "fsdp", 0.05), cell("b", "H100-SXM", "fsdp", 0.05)]
+    without = math.log(fit_effects(agreeing).profile("H100-SXM", "fsdp").compute)
+    strange = [*agreeing, cell("c", "H100-SXM", "fsdp", 0.9)]
+    assert math.log(fit_effects(strange).profile("H100-SXM", "fsdp").compute) < without + 0.03
+    alone = fit_effects([cell("c", "H100-SXM", "fsdp", 0.9)])
+    assert 0 < math.log(alone.profile("H100-SXM", "fsdp").compute) < 0.12
+
+
+def test_an_interval_widens_with_what_was_hardly_compared() -> None:
+    profile = fit_effects([cell("a", "H100-SXM", "fsdp", 0.0)]).profile("H100-SXM", "fsdp")
+    dense, sparse, device = preset("llama-3-8b"), preset("mixtral-8x7b"), gpu("H100-SXM")
+    plain = interval(profile, dense, Layout(), device)
+    assert plain == profile.spread
+    assert interval(profile, sparse, Layout(), device) > plain
+    assert interval(profile, dense, Layout(dtype="fp8"), device) > plain
+    assert interval(profile, dense, Layout(offload="optimizer"), device) > plain
+    assert interval(profile, dense, Layout(), gpu("cpu")) > plain
+    calibrated = Profile(spread=0.07, measurements=9)
+    assert interval(calibrated, sparse, Layout(offload="optimizer"), device) == 0.07
+
+
+def test_a_relative_alone_is_not_this_stack() -> None:
+    effects = fit_effects([cell("a", "H100-SXM", "fsdp", 0.1)])
+    assert effects.profile("A100-80G", "llm-foundry").spread == SPREAD_UNKNOWN
+    assert effects.profile("A100-80G", "fsdp").spread == SPREAD_PARTLY
 
 
 def test_unseen_pairs_borrow_from_their_device_family_and_stack() -> None:

@@ -259,3 +259,33 @@ def test_states_go_to_drives_when_memory_cannot_hold_them() -> None:
         estimate_step(spec, layout, drives, b).offload
         > 5 * estimate_step(spec, layout, replace(drives, host_memory_bytes=None), b).offload
     )
+
+
+def test_a_pipeline_keeps_gathered_shards_and_whole_gradients() -> None:
+    """FSDP in a pipeline: bf16 weights stay and fp32 gradients add up over the micro-batches."""
+    spec, stack = preset("llama-3-8b"), backend("fsdp")
+    cluster = Cluster(gpu("H100"), 16)
+    flat = Layout(dp=16, zero_stage=3, global_batch=64)
+    piped = Layout(dp=8, pp=2, zero_stage=3, global_batch=64)
+    held = stage_memory(spec, piped, cluster, stack, 0)
+    whole = held.weights - held.optimizer / 2  # fp32 shard: half of the two moments
+    assert held.gradients == pytest.approx(2 * whole)
+    assert held.gathered_layers == 0
+    assert stage_memory(spec, flat, cluster, stack, 0).gradients < held.gradients / 4
+
+
+def test_deepspeed_gathers_no_more_than_its_live_parameters() -> None:
+    spec, cluster = preset("gpt3-175b"), Cluster(gpu("A100-80G"), 384)
+    layout = Layout(dp=384, zero_stage=3, global_batch=384)
+    whole = stage_memory(spec, layout, cluster, backend("fsdp"), 0).gathered_layers
+    parts = stage_memory(spec, layout, cluster, backend("deepspeed"), 0).gathered_layers
+    assert parts < 0.6 * whole
+
+
+def test_saved_gathered_inputs_are_not_split() -> None:
+    spec = preset("llama-3-8b")
+    layout = Layout(tp=8, sequence_parallel=True)
+    plain = backend("nanotron")
+    again = replace(plain, saves_gathered=False)
+    extra = saved_bytes_per_token(spec, layout, plain) - saved_bytes_per_token(spec, layout, again)
+    assert extra == pytest.approx(4 * spec.hidden * 7 / 8 * plain.activation_multiplier)

@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from fastllm_planner.arch import preset
+from fastllm_planner.arch import ArchSpec, preset
 from fastllm_planner.backends import backend, backend_names
 from fastllm_planner.communication import all_reduce_seconds, gather_seconds, group
 from fastllm_planner.hardware import Cluster, gpu
@@ -173,3 +173,54 @@ def test_hidden_communication_still_costs_multiprocessors() -> None:
     hidden = estimate_step(SPEC, layout, cluster, hides, Profile()).dp_comm
     shown = estimate_step(SPEC, layout, cluster, shows, Profile()).dp_comm
     assert hidden == pytest.approx(0.15 * shown)
+
+
+def test_an_odd_vocabulary_costs_what_padding_saves() -> None:
+    """50257 rows cannot be loaded aligned; a stack that pads to 50304 does not notice."""
+    odd, even = replace(SPEC, vocab=50257), replace(SPEC, vocab=50304)
+    layout, cluster = Layout(dp=8, global_batch=64, micro_batch=2), Cluster(gpu("H100"), 8)
+
+    def head(spec: ArchSpec, name: str) -> float:
+        return layer_time_of(spec, layout, cluster.device, backend(name)).head
+
+    assert head(odd, "nanotron") > 2 * head(even, "nanotron")
+    assert head(odd, "megatron-fused") == head(even, "megatron-fused")
+    on_ampere = layer_time_of(odd, layout, gpu("A100"), backend("nanotron")).head
+    padded = layer_time_of(even, layout, gpu("A100"), backend("nanotron")).head
+    assert 1.3 < on_ampere / padded < head(odd, "nanotron") / head(even, "nanotron")
+
+
+def test_gathering_tensor_by_tensor_collapses_at_scale() -> None:
+    """SC21 table 2: ZeRO-3 of 2021 took 81.6 s for a step of 175B on 384 A100, 66.7 on 768 and 1536."""
+    spec = preset("gpt3-175b")
+
+    def seconds(gpus: int) -> float:
+        layout = Layout(
+            dp=gpus, zero_stage=3, micro_batch=1536 // gpus, global_batch=1536, recompute="full",
+            dtype="fp16", flash=False,
+        )  # fmt: skip
+        cluster = Cluster(gpu("A100-80G"), gpus)
+        return step_seconds(spec, layout, cluster, backend("megatron-deepspeed"), Profile())
+
+    assert 0.7 < seconds(384) / 81.6 < 1.3
+    assert seconds(1536) > 0.7 * seconds(768)
+
+
+def test_shards_are_gathered_once_a_step_in_a_pipeline() -> None:
+    spec, stack = preset("llama-3.1-405b"), backend("fsdp-compiled")
+    cluster = Cluster(gpu("H100-96G"), 512)
+    one = Layout(dp=8, tp=8, pp=8, zero_stage=3, micro_batch=4, global_batch=256, seq_len=8192,
+                 recompute="full", sequence_parallel=True)  # fmt: skip
+    many = replace(one, global_batch=1024)
+    few, lots = (estimate_step(spec, layout, cluster, stack, Profile()) for layout in (one, many))
+    assert lots.dp_comm == pytest.approx(few.dp_comm)
+
+
+def test_ring_attention_is_slower_where_the_stack_says_so() -> None:
+    spec, cluster = preset("llama-3-8b"), Cluster(gpu("H100"), 8)
+    layout = Layout(dp=1, cp=8, zero_stage=3, global_batch=1, seq_len=131072, recompute="full")
+    lossy = estimate_step(spec, layout, cluster, backend("fsdp"), Profile())
+    smooth = estimate_step(
+        spec, layout, cluster, replace(backend("fsdp"), ring_loss=0.0), Profile()
+    )
+    assert smooth.cp_comm < lossy.cp_comm

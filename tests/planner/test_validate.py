@@ -58,7 +58,7 @@ def test_a_row_becomes_a_layout(tmp_path: Path) -> None:
     assert row.layout.zero_stage == 1
     assert row.layout.sequence_parallel  # not stated, with flash attention and tp > 1
     assert row.spec.head_dim == 128
-    assert row.backend.name == "megatron-fused"
+    assert row.backend.name == "megatron-lm"
     assert (row.seconds, row.memory_kind) == (3.5, "allocated")
     assert row.memory_bytes == 40 * 2**30
 
@@ -103,12 +103,36 @@ def test_the_words_of_a_table_are_understood(
         ("NVIDIA/dgxc-benchmarking maxtext/README", "1", "jax-fsdp"),
         ("huggingface nanotron grid", "1", "nanotron"),
         ("pytorch/torchtitan docs", "1", "fsdp"),
-        ("nobody knows", "1", "megatron-fused"),
+        ("FlagScale, a Megatron-LM fork", "1", "megatron-lm"),
+        ("NVIDIA-NeMo/Megatron-Bridge docs", "1", "nemo"),
+        ("Megatron-LM of 2021", "0", "megatron-2021"),
+        ("Transformers with DeepSpeed", "1", "deepspeed"),
+        ("DeepSpeed ZeRO-3 of 2021", "0", "megatron-deepspeed"),
+        ("Megatron-DeepSpeed", "1", "megatron-deepspeed"),
+        ("nobody knows", "1", "megatron-lm"),
         ("nobody knows", "0", "megatron-2021"),
     ],
 )
 def test_stacks_are_recognised(tmp_path: Path, source: str, flash: str, name: str) -> None:
     assert one(tmp_path, source=source, flash=flash).backend.name == name
+
+
+@pytest.mark.parametrize(
+    ("source", "stage", "flash", "name"),
+    [
+        ("nobody knows", "3", "1", "deepspeed"),
+        ("nobody knows", "2", "0", "megatron-deepspeed"),
+        ("arXiv 2104.04473 table 2", "3", "0", "megatron-deepspeed"),
+        ("Megatron-LM", "3", "1", "megatron-fsdp"),
+        ("nobody knows", "fsdp(3)", "1", "fsdp"),
+    ],
+)
+def test_what_a_stack_cannot_do_another_did(
+    tmp_path: Path, source: str, stage: str, flash: str, name: str
+) -> None:
+    row = one(tmp_path, source=source, zero_stage=stage, flash=flash, tp="1")
+    assert row.backend.name == name
+    assert row.layout.zero_stage <= row.backend.max_zero_stage
 
 
 @pytest.mark.parametrize(
@@ -137,6 +161,15 @@ def test_reserved_memory_counts_the_cache(tmp_path: Path) -> None:
         found[kind] = predict([row])[0].memory_bytes
     assert list(found.values()) == sorted(found.values())
     assert len(set(found.values())) == 3
+
+
+def test_memory_of_rank_0_is_that_of_the_first_stage(tmp_path: Path) -> None:
+    cells = {"pp": "4", "tp": "1", "recompute": "full", "peak_mem_gib": "40", "micro_batch": "8"}
+    first = one(tmp_path, **cells, mem_kind="torch max_memory_allocated, rank 0")
+    fullest = one(tmp_path, **cells, mem_kind="torch max_memory_allocated, max over ranks")
+    assert first.memory_of_rank_0
+    assert not fullest.memory_of_rank_0
+    assert predict([first])[0].memory_bytes < predict([fullest])[0].memory_bytes
 
 
 def test_node_bandwidth_comes_from_the_notes(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 of the full table, and of those that ran out of memory two. The targets are the full table's.
 """
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -43,3 +44,31 @@ def test_verdicts() -> None:
     verdicts = sample().verdicts["all"]
     assert (verdicts.oom_rejected, verdicts.oom_rows) == (8, 8)
     assert verdicts.ran_rejected == verdicts.ran_forbidden == 0
+
+
+OTHER = SAMPLE.with_name("other_runs.csv")
+
+
+def test_twelve_further_series() -> None:
+    """Runs that are not in the table at all, of stacks and clusters it does not have."""
+    rows, skipped = read_rows(OTHER)
+    assert not skipped
+    found = report(rows)
+    assert len({row.series for row in rows}) == 12
+    assert found.time["all"].median <= 0.10
+    assert found.time["all"].within_20 >= 0.80
+    assert found.verdicts["all"].ran_forbidden == 0
+    for name in ("torchtitan-h100", "korthikanti2022", "fms", "flagperf-llama3"):
+        assert found.time[name].within_20 >= 0.90, name
+
+
+def test_one_series_that_is_read_wrongly_does_not_spoil_the_others() -> None:
+    """A table may hold a series whose batch is not what it says: 3 times too slow throughout."""
+    rows, _ = read_rows(OTHER)
+    wrong = [
+        replace(row, series="wrong", seconds=3 * row.seconds)
+        for row in rows
+        if row.series == "sc21-table2" and row.seconds
+    ]
+    before, after = report(rows).time, report([*rows, *wrong]).time
+    assert after["korthikanti2022"].median < before["korthikanti2022"].median + 0.04

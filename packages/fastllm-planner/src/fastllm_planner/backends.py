@@ -17,31 +17,40 @@ from fastllm_planner.errors import UserError
 class Backend:
     """One stack. Bytes are per parameter or per element, efficiencies are shares of a ceiling.
 
+    Pipelines: ``zero23_with_pipeline``: shards stay gathered from the first to the last micro-batch
+    (FSDP2 under torch's schedules); ``ends_as_layers``: embedding and head may count as a layer
+    each when stages are filled (Megatron's account-for-embedding and -loss).
+
     States: ``weight_bytes``, ``grad_bytes`` and ``optimizer_bytes`` per parameter; the layout's
     ZeRO stage says which are divided. ``fp32_shard``: parameters live as fp32 shards and are cast
     when gathered (FSDP), so the gathered copy comes on top.
 
     Memory of activations: ``saved_per_hidden`` bytes x h per token for norm inputs and outputs,
-    ``saved_mlp_extra`` bytes x MLP width, ``logits_bytes`` per logit at the loss, ``scores_bytes``
-    per attention score without flash attention (softmax 2, dropout 2 and its mask 1), all but the
-    loss times ``activation_multiplier``. ``stage_buffers``: copies of the stage input that the
-    pipeline engine keeps per micro-batch in flight. ``optimizer_temp_bytes`` per updated parameter
-    live in the optimizer step only. ``bf16_extra_grad_bytes`` per parameter: DeepSpeed's
-    BF16_Optimizer keeps fp32 gradients beside the bf16 ones. ``context_gib``: CUDA context, NCCL
-    and the engine's fixed buffers; ``fragmentation``: share that the allocator caches unused.
+    ``saved_mlp_extra`` bytes x MLP width, with ``saves_gathered`` also the gathered inputs of the
+    first products under sequence parallelism (others gather them again), ``logits_bytes`` per logit
+    at the loss, ``scores_bytes`` per attention score without flash attention (softmax 2, dropout 2
+    and its mask 1), all but the loss times ``activation_multiplier``. ``stage_buffers``: copies of
+    the stage input that the pipeline engine keeps per micro-batch in flight. ``live_params``:
+    parameters that ZeRO-3 lets live at once, where it gathers parts of a layer (DeepSpeed's
+    stage3_max_live_parameters). ``optimizer_temp_bytes`` per updated parameter live only in the
+    optimizer step. ``bf16_extra_grad_bytes`` per parameter: DeepSpeed's BF16_Optimizer keeps fp32
+    gradients beside the bf16 ones. ``context_gib``: CUDA context, NCCL and the engine's fixed
+    buffers; ``fragmentation``: share that the allocator caches unused.
 
     Time: ``gemm``: share of the device's measured matmul ceiling that a large GEMM of this stack
-    reaches; ``attention``: newest flash-attention generation it uses (``hardware/attention.toml``);
-    ``*_bytes``: memory traffic per element of one norm, residual addition, rotary embedding and
-    gated activation, forward (fused: read and write bf16 once; eager rmsnorm: 34 in fp32 steps);
-    ``accumulate_bytes``: bytes moved per parameter and micro-batch to accumulate gradients;
-    ``early_stop``: recomputation ends before the last projection, whose output nobody needs
-    (torch's non-reentrant checkpoint); ``selective``: what selective recomputation repeats:
-    "attention" (Megatron) or "half" of the matrix products and everything between them (torch's
-    per-op policy); ``dp_calls``: collectives per layer and pass when states are gathered after the
-    step (their ring latency grows with the ranks); ``collective_efficiency``: of tensor-parallel
-    collectives, relative to a bare NCCL test; overlaps: the share of the communication time that
-    can hide behind compute.
+    reaches; ``pads_vocab``: to a multiple of 128 x TP; ``attention``: newest flash-attention
+    generation it uses (``hardware/attention.toml``); ``*_bytes``: memory traffic per element of one
+    norm, residual addition, rotary embedding and gated activation, forward (fused: read and write
+    bf16 once; eager rmsnorm: 34 in fp32 steps); ``accumulate_bytes``: bytes moved per parameter and
+    micro-batch to accumulate gradients; ``early_stop``: recomputation ends before the last
+    projection, whose output nobody needs (torch's non-reentrant checkpoint); ``selective``: what
+    selective recomputation repeats: "attention" (Megatron) or "half" of the matrix products and
+    everything between them (torch's per-op policy); ``dp_calls``: collectives per layer and pass
+    when states are gathered after the step, ``zero3_calls``: the same under ZeRO-3 (their ring
+    latency grows with the ranks); ``collective_efficiency``: of tensor-parallel collectives,
+    relative to a bare NCCL test; ``ring_loss``: attention that much slower on many context-parallel
+    ranks (chunks, merging); overlaps: the share of the communication time that can hide behind
+    compute.
     """
 
     name: str
@@ -60,6 +69,7 @@ class Backend:
     pipeline_parallel: bool = True
     zero23_with_pipeline: bool = False
     interleaving: bool = True
+    ends_as_layers: bool = False
     context_parallel: bool = True
     offload: bool = False
     # memory
@@ -69,17 +79,20 @@ class Backend:
     fp32_shard: bool = False
     saved_per_hidden: float = 8.0
     saved_mlp_extra: float = 0.0
+    saves_gathered: bool = False
     activation_multiplier: float = 1.0
     logits_bytes: float = 6.0
     scores_bytes: float = 5.0
     context_gib: float = 1.5
     fragmentation: float = 0.04
     stage_buffers: float = 0.0
+    live_params: float = 0.0
     lazy_gradients: bool = False
     optimizer_temp_bytes: float = 0.0
     bf16_extra_grad_bytes: float = 0.0
     # time
     gemm: float = 0.92
+    pads_vocab: bool = False
     attention: str = "fa3"
     rmsnorm_bytes: float = 4.0
     layernorm_bytes: float = 4.0
@@ -90,12 +103,14 @@ class Backend:
     early_stop: bool = False
     selective: str = "attention"
     dp_calls: float = 1.0
+    zero3_calls: float = 1.0
     memory_efficiency: float = 0.8
     tp_overlap: float = 0.0
     dp_overlap: float = 0.9
     pp_overlap: float = 0.5
     zero3_overlap: float = 0.9
     ep_overlap: float = 0.0
+    ring_loss: float = 0.0
     grad_reduce_bytes: float = 4.0
     collective_efficiency: float = 1.0
     layer_overhead_us: float = 60.0
@@ -137,21 +152,28 @@ def backend(name: str) -> Backend:
     return found
 
 
-def detect_backend(text: str, sharding: str, *, flash: bool, pp: int = 1) -> tuple[Backend, bool]:
+def detect_backend(
+    text: str, sharding: str, *, flash: bool, zero_stage: int = 0
+) -> tuple[Backend, bool]:
     """The stack behind a published run, and whether ``text`` named it.
 
     By its name, else by what it does: unfused attention means a Megatron of 2022 or before, FSDP
-    words PyTorch's FSDP, the rest Megatron-Core. ``sharding``: the run's own words
+    words PyTorch's FSDP, the rest Megatron-LM. What a named stack cannot do, its nearest relative
+    did: ZeRO-2 and 3 of a Megatron are DeepSpeed's. ``sharding``: the run's own words
     ("dist-opt(1)", "fsdp2(3)", "1").
     """
     found = next((b for b in _tables().values() if not b.refines and _tells(b, text)), None)
     named = found is not None
     if found is None:
-        found = backend("megatron-fused")
-        if not flash:
-            found = backend("megatron-2021")
-        elif re.search("[fh]sdp", sharding, re.IGNORECASE) and pp == 1:
+        found = backend("megatron-lm" if flash else "megatron-2021")
+        if flash and re.search("[fh]sdp", sharding, re.IGNORECASE):
             found = backend("fsdp")
+    if found.family == "megatron" and not flash:
+        found = backend("megatron-2021")
+    if zero_stage > max(1, found.max_zero_stage):
+        found = backend("megatron-fsdp" if named and flash else "deepspeed")
+    if found.name == "deepspeed" and not flash:
+        found = backend("megatron-deepspeed")
     for candidate in _tables().values():
         if candidate.refines == found.name and _tells(candidate, text):
             return candidate, named

@@ -69,7 +69,7 @@ def check_layout(
     return [
         *_device_reasons(layout, cluster, tp_across_nodes),
         *_tensor_reasons(spec, layout),
-        *_pipeline_reasons(spec, layout),
+        *_pipeline_reasons(spec, layout, backend),
         *_batch_reasons(layout),
         *_state_reasons(layout, backend),
     ]
@@ -129,12 +129,19 @@ def _expert_reasons(spec: ArchSpec, layout: Layout) -> list[str]:
     return reasons
 
 
-def _pipeline_reasons(spec: ArchSpec, layout: Layout) -> list[str]:
+def pipeline_slots(spec: ArchSpec, backend: Backend, pp: int) -> int:
+    """What has to divide by ``pp`` times the virtual stages: the layers, or with the two ends."""
+    if spec.layers % pp and backend.ends_as_layers and (spec.layers + 2) % pp == 0:
+        return spec.layers + 2
+    return spec.layers
+
+
+def _pipeline_reasons(spec: ArchSpec, layout: Layout, backend: Backend) -> list[str]:
     reasons: list[str] = []
     pp, v = layout.pp, layout.virtual_stages
     if pp > spec.layers:
         reasons.append(f"pp={pp} leaves stages without layers: the model has {spec.layers}")
-    elif spec.layers % (pp * v) and v > 1:
+    elif v > 1 and pipeline_slots(spec, backend, pp) % (pp * v):
         reasons.append(f"{spec.layers} layers do not split into pp={pp} x {v} virtual stages")
     if v > 1 and pp == 1:
         reasons.append("virtual stages need pp > 1")

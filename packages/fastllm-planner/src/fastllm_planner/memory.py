@@ -14,7 +14,7 @@ from fastllm_planner.arch import ArchSpec
 from fastllm_planner.backends import Backend
 from fastllm_planner.hardware import GIB, Cluster
 from fastllm_planner.layout import Layout
-from fastllm_planner.model_sums import ModelSums, model_sums
+from fastllm_planner.model_sums import ModelSums, model_sums, vocab_rows
 from fastllm_planner.offload import host_and_nvme_bytes
 
 # Share of the allocator's cache that cannot be given back when memory runs out (it splits blocks).
@@ -190,6 +190,8 @@ def _saved_by_layer(spec: ArchSpec, layout: Layout, backend: Backend) -> float:
     wide = 4.0 * spec.q_size + 4.0 * spec.kv_size
     per_width = 2.0 * spec.mlp_matrices + backend.saved_mlp_extra
     kept = backend.saved_per_hidden * h / (tp if layout.sequence_parallel else 1)
+    if backend.saves_gathered and layout.sequence_parallel:
+        kept += 4.0 * h * (1.0 - 1.0 / tp)
     kept += (wide + per_width * _mlp_width(spec)) / tp
     if spec.moe is not None:
         # The first expert product saves its permuted input, k rows of h per token, and the
@@ -213,9 +215,7 @@ def _layer_workspace(spec: ArchSpec, layout: Layout, backend: Backend, tokens: f
 
 def _padded_vocab(spec: ArchSpec, tp: int) -> float:
     """Vocabulary rows per rank; Megatron pads to a multiple of 128*tp."""
-    if tp == 1:
-        return float(spec.vocab)
-    return float(-(-spec.vocab // (128 * tp)) * 128)
+    return float(spec.vocab) if tp == 1 else vocab_rows(spec, tp)
 
 
 def _stage_params(
@@ -259,10 +259,16 @@ def stage_memory(
         rows = _padded_vocab(spec, layout.tp)
         logits = backend.logits_bytes * rows * tokens + 2.0 * rows * spec.hidden
     gathered = 0.0
-    if layout.zero_stage == 3 and (layout.shard_size > 1 or layout.offload == "optimizer+params"):
+    if (
+        layout.zero_stage == 3
+        and layout.pp == 1
+        and (layout.shard_size > 1 or layout.offload == "optimizer+params")
+    ):
         # two layers' bf16 weights (the next one is prefetched) and one layer's gradients
         per_param = 4.0 + backend.grad_reduce_bytes
-        largest = sums.largest_layer
+        largest = float(sums.largest_layer)
+        if backend.live_params:  # no part is smaller than a third of a layer
+            largest = min(largest, max(backend.live_params, largest / 3))
         if layout.offload == "optimizer+params":  # nothing else of the ends is on the device
             largest = max(largest, sums.embedding, sums.head)
         gathered = per_param * largest / layout.tp
@@ -295,6 +301,8 @@ def _states(
     expert_shard = max(1.0, shard / layout.ep)
     divided = (held - experts) / shard + experts / expert_shard
     zero = layout.zero_stage
+    if zero == 3 and layout.pp > 1:
+        zero = 2  # between micro-batches of a pipeline nothing is resharded
     weights = backend.weight_bytes * (divided if zero >= 3 else held)
     if backend.fp32_shard and zero == 2:
         # grad_op: fp32 shards plus a whole bf16 copy that stays gathered after the forward pass
@@ -302,7 +310,8 @@ def _states(
     grad_bytes = backend.grad_bytes
     if layout.dtype == "bf16" and zero <= 1:
         grad_bytes += backend.bf16_extra_grad_bytes
-    gradients = grad_bytes * (divided if zero >= 2 else held)
+    whole = zero < 2 or (layout.pp > 1 and backend.fp32_shard)  # reduced after the last micro-batch
+    gradients = grad_bytes * (held if whole else divided)
     optimizer = backend.optimizer_bytes * (divided if zero >= 1 else held)
     if layout.offload != "none":
         optimizer = 0.0

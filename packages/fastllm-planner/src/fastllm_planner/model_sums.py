@@ -107,3 +107,8 @@ def _without_layers(spec: ArchSpec) -> ArchSpec:
 
     ffn = max(spec.ffn_hidden, 1)
     return replace(spec, layers=1, moe=None, ffn_hidden=ffn)
+
+
+def vocab_rows(spec: ArchSpec, tp: int) -> float:
+    """Vocabulary rows per rank; Megatron pads to a multiple of 128*tp."""
+    return float(-(-spec.vocab // (128 * tp)) * 128)

@@ -29,7 +29,7 @@ from functools import lru_cache
 from typing import Any, get_args
 
 from fastllm_planner.hardware import GIB
-from fastllm_planner.layout import Layout, Offload, Recompute
+from fastllm_planner.layout import Layout, Offload, Recompute, pipeline_slots
 from fastllm_planner.memory import peak_bytes
 from fastllm_planner.offload import host_and_nvme_bytes
 from fastllm_planner.plan import Job
@@ -275,10 +275,10 @@ def shapes(job: Job, pins: Mapping[str, Any]) -> Iterator[Layout]:
                     sequence_parallel=bool(pins.get("sequence_parallel", False)),
                     micro_batch=int(pins.get("micro_batch", 1)),
                 )
-                chunks = divisors(spec.layers // pp) if backend.interleaving and pp > 1 else (1,)
-                for virtual in _axis(
-                    pins, "virtual_stages", chunks if spec.layers % pp == 0 else (1,)
-                ):
+                slots = pipeline_slots(spec, backend, pp)
+                splits = backend.interleaving and pp > 1 and slots % pp == 0
+                chunks = divisors(slots // pp) if splits else (1,)
+                for virtual in _axis(pins, "virtual_stages", chunks):
                     yield from _state_shapes(job, replace(base, virtual_stages=virtual), pins)
 
 

@@ -120,14 +120,18 @@ def _tp_seconds(spec: ArchSpec, layout: Layout, cluster: Cluster, backend: Backe
     return seconds * (1.0 - backend.tp_overlap) / backend.collective_efficiency
 
 
-def _cp_seconds(spec: ArchSpec, layout: Layout, cluster: Cluster, t: LayerTime) -> float:
+def _cp_seconds(
+    spec: ArchSpec, layout: Layout, cluster: Cluster, backend: Backend, t: LayerTime
+) -> float:
     """Ring attention: k and v travel c-1 times forward, with gradients backward."""
     if layout.cp == 1:
         return 0.0
     g = group(cluster, layout.cp, layout.tp)
     size = 2.0 * layout.micro_batch * layout.seq_len * 2.0 * spec.kv_size / layout.tp
     forward = gather_seconds(g, size)
-    return max(0.0, forward - t.attention_fwd) + max(0.0, 2.0 * forward - t.attention_bwd)
+    exposed = max(0.0, forward - t.attention_fwd) + max(0.0, 2.0 * forward - t.attention_bwd)
+    passes = t.attention_fwd * (2.0 if layout.recompute == "full" else 1.0) + t.attention_bwd
+    return exposed + backend.ring_loss * (1.0 - 1.0 / layout.cp) * passes
 
 
 def _ep_seconds(spec: ArchSpec, layout: Layout, cluster: Cluster, backend: Backend) -> float:
@@ -146,13 +150,15 @@ def _zero3_seconds(
     spec: ArchSpec, layout: Layout, cluster: Cluster, backend: Backend, busy: float
 ) -> float:
     """Exposed gathers (forward, backward) and gradient scatter of one layer and micro-batch."""
-    if layout.zero_stage < 3 or layout.shard_size == 1:
-        return 0.0
+    if layout.zero_stage < 3 or layout.shard_size == 1 or layout.pp > 1:
+        return 0.0  # in a pipeline shards are gathered once a step: _dp_seconds
     g = group(cluster, layout.shard_size, layout.tp)
     params = model_sums(spec).held(layout.tp, layout.ep) / spec.layers
     seconds = 2.0 * gather_seconds(g, 2.0 * params)
     seconds += gather_seconds(g, backend.grad_reduce_bytes * params)
     seconds /= backend.collective_efficiency
+    # gathered and scattered tensor by tensor: a ring latency each
+    seconds += 3.0 * (backend.zero3_calls - 1.0) * gather_seconds(g, 1.0)
     exposed = max(seconds - backend.zero3_overlap * busy, (1 - backend.zero3_overlap) * seconds)
     return exposed + CONTENTION * (seconds - exposed)
 
@@ -178,7 +184,7 @@ def _layer_parts(
         compute=busy + accumulate * slow,
         recompute=_recomputed(layout, backend, t) * slow,
         tp=_tp_seconds(spec, layout, cluster, backend) * comm,
-        cp=_cp_seconds(spec, layout, cluster, t) * comm,
+        cp=_cp_seconds(spec, layout, cluster, backend, t) * comm,
         ep=_ep_seconds(spec, layout, cluster, backend) * comm,
         zero3=_zero3_seconds(spec, layout, cluster, backend, busy) * comm,
         launch=max(0.0, launch - busy),
@@ -202,7 +208,7 @@ def _dp_seconds(
 ) -> float:
     """Gradient reduction and (ZeRO-1/2) parameter gathering that ``window`` seconds do not hide."""
     ranks = layout.dp * layout.cp
-    if ranks == 1 or layout.zero_stage >= 3:
+    if ranks == 1 or (layout.zero_stage >= 3 and layout.pp == 1):
         return 0.0
     sums = model_sums(spec)
     params = sums.held(layout.tp, layout.ep) / layout.pp

@@ -136,12 +136,13 @@ def predict(rows: Sequence[Row], held_out: str | None = None) -> list[Prediction
 def _predict_row(row: Row, profile: Profile) -> Prediction:
     step = estimate_step(row.spec, row.layout, row.cluster, row.backend, profile)
     memory = estimate_memory(row.spec, row.layout, row.cluster, row.backend)
+    stages = memory.stages[:1] if row.memory_of_rank_0 else memory.stages
     if row.memory_kind == "allocated":
-        counted = memory.allocated_peak
+        counted = max(stage.allocated for stage in stages)
     elif row.memory_kind == "reserved":
-        counted = max(stage.allocated + stage.fragmentation for stage in memory.stages)
+        counted = max(stage.allocated + stage.fragmentation for stage in stages)
     else:
-        counted = max(stage.total for stage in memory.stages[: _stages_of_first_node(row)])
+        counted = max(stage.total for stage in stages[: _stages_of_first_node(row)])
     rules = check_layout(row.spec, row.layout, row.cluster, row.backend, tp_across_nodes=True)
     verdict = _fits(row, memory)
     return Prediction(row, step.total, step.low, step.high, counted, verdict, tuple(rules))

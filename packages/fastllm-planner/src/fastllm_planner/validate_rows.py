@@ -42,6 +42,7 @@ class Row:
     """One published run. ``seconds`` and ``memory_bytes`` are None where nothing was measured.
 
     ``backend_named``: the row names its stack; otherwise ``backend`` follows from what it does.
+    ``memory_of_rank_0``: the first pipeline stage was measured, not the fullest.
     """
 
     id: str
@@ -56,6 +57,7 @@ class Row:
     seconds: float | None
     memory_bytes: float | None
     memory_kind: MemoryKind
+    memory_of_rank_0: bool
 
     @property
     def out_of_memory(self) -> bool:
@@ -105,9 +107,9 @@ def _row(name: str, cell: Mapping[str, str]) -> Row:
     complete = _complete(cell)
     sharding = cell.get("zero_stage", "")
     flash = switch(cell, "flash", yes=r"(fa|flash|sdpa|cudnn|te).*|[2-9]") is not False
-    backend, named = detect_backend(text, sharding, flash=flash, pp=whole(cell, "pp", 1))
+    stage = zero_stage(sharding) if sharding else None
+    backend, named = detect_backend(text, sharding, flash=flash, zero_stage=stage or 0)
     spec = _spec(cell)
-    stage = zero_stage(sharding) if sharding else backend.default_zero_stage
     per_node = whole(cell, "gpus_per_node", 8)
     layout = _layout(cell, flash=flash, strict=complete)
     group = shard_group(sharding, text, layout.dp * layout.cp, per_node)
@@ -117,7 +119,11 @@ def _row(name: str, cell: Mapping[str, str]) -> Row:
         series=cell["series"],
         model=cell.get("model_name", ""),
         spec=spec,
-        layout=replace(layout, zero_stage=stage, shard_group=group),
+        layout=replace(
+            layout,
+            zero_stage=backend.default_zero_stage if stage is None else stage,
+            shard_group=group,
+        ),
         cluster=_cluster(cell, text, layout, per_node),
         backend=backend,
         backend_named=named,
@@ -125,6 +131,7 @@ def _row(name: str, cell: Mapping[str, str]) -> Row:
         seconds=_seconds(cell, layout),
         memory_bytes=memory,
         memory_kind=kind,
+        memory_of_rank_0="rank 0" in cell.get("mem_kind", "").lower(),
     )
 
 
