@@ -191,7 +191,7 @@ def test_an_odd_vocabulary_costs_what_padding_saves() -> None:
 
 
 def test_gathering_tensor_by_tensor_collapses_at_scale() -> None:
-    """SC21 table 2: ZeRO-3 of 2021 took 81.6 s for a step of 175B on 384 A100, 66.7 on 768 and 1536."""
+    """SC21 table 2: a step of 175B took 81.6 s on 384 A100, and 66.7 s on 768 and on 1536."""
     spec = preset("gpt3-175b")
 
     def seconds(gpus: int) -> float:
