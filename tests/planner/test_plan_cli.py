@@ -34,7 +34,7 @@ def test_the_verdict_comes_first_and_sections_follow(capsys: pytest.CaptureFixtu
     assert err == ""
     assert re.match(
         r"llama-3-8b on 64 × H100-SXM fits: [\d.]+ of 79\.\d GiB on the fullest rank.*, about "
-        r"\d+% MFU, [\d.]+ days for 1T tokens\.\n",
+        r"\d+% MFU \(full attention\), [\d.]+ days for 1T tokens\.\n",
         out,
     )
     words = ("Strategy:", "Memory per rank", "Step ", "Speed ", "TFLOPs ", "MFU ", "Training ")
@@ -328,3 +328,26 @@ def test_a_first_row_that_is_not_the_fastest_is_explained() -> None:
     assert found[0].step.total < found[-1].step.total
     assert "within 2%" not in render_alternatives(found)
     assert "#1 is the simplest of those within 2%" in render_alternatives(found[::-1])
+
+
+@pytest.mark.parametrize("gpus", [1, 3, 8, 13, 1000, 1024, 8192, 16384, 100_000])
+def test_the_default_batch_is_about_four_million_tokens(gpus: int) -> None:
+    """On any number of devices; most of them at least share the sequences out evenly."""
+    batch = default_batch(4096, gpus)
+    assert 2.5e6 < 4096 * batch < 7e6
+    assert math.gcd(batch, gpus) >= min(gpus, 1024) / 8
+
+
+def test_a_prime_number_of_devices_gets_a_batch_it_can_share() -> None:
+    assert default_batch(4096, 1009) == 1009
+    assert default_batch(4096, 8191) % 8191 == 0
+
+
+def test_an_axis_is_fixed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*JOB, "--fix", "tp=2", "--fix", "tp=4"]) == 2
+    assert "tp is fixed already" in capsys.readouterr().err
+
+
+def test_sequences_longer_than_the_model_are_remarked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*JOB, "--seq-len", "65536", "--global-batch", "64"]) == 0
+    assert "sequences of 65,536 need another position encoding" in capsys.readouterr().out

@@ -33,9 +33,15 @@ def test_an_empty_cell_takes_its_default_or_is_refused() -> None:
         whole({}, "n")
 
 
-@pytest.mark.parametrize("text", ["", "inf", "1e400", "nan", "-1", "0", "?"])
-def test_what_is_no_measurement_is_none(text: str) -> None:
-    assert positive({"t": text}, "t") is None
+@pytest.mark.parametrize("text", ["inf", "1e400", "nan", "-1", "0", "?", "16.27 s", "1e-320"])
+def test_what_is_no_measurement_is_refused(text: str) -> None:
+    with pytest.raises(RowError, match="t="):
+        positive({"t": text}, "t")
+
+
+def test_an_empty_measurement_is_none() -> None:
+    assert positive({"t": ""}, "t") is None
+    assert positive({"t": "1,024.5"}, "t") == 1024.5
 
 
 @pytest.mark.parametrize(
@@ -75,7 +81,7 @@ def test_a_dtype_that_is_not_modelled_is_refused(text: str) -> None:
         ("no", ("none", 1.0)), ("selective", ("selective", 1.0)),
         ("Selective op", ("selective", 1.0)),
         ("selective(every other layer)", ("full", 0.5)), ("selective 1/4", ("full", 0.25)),
-        ("full 3/8 layers", ("full", 0.375)),
+        ("full 3/8 layers", ("full", 0.375)), ("full (1 of 2 layers)", ("full", 0.5)),
     ],
 )  # fmt: skip
 def test_recomputation(text: str, value: tuple[str, float]) -> None:

@@ -29,8 +29,8 @@ BASE = {
     "gpus_per_node": "8", "dp": "", "tp": "2", "pp": "1", "cp": "1", "interleave": "", "sp": "",
     "zero_stage": "dist-opt(1)",
     "micro_batch": "1", "global_batch": "128", "recompute": "none", "dtype": "bf16",
-    "flash": "1", "mlp": "swiglu", "tied_emb": "0", "iter_time_best_s": "", "peak_mem_gib": "",
-    "mem_kind": "", "complete": "2",
+    "flash": "1", "mlp": "swiglu", "tied_emb": "0", "iter_time_best_s": "3", "peak_mem_gib": "",
+    "mem_kind": "", "complete": "2", "ep": "", "n_params": "",
 }  # fmt: skip
 
 
@@ -186,6 +186,8 @@ def test_node_bandwidth_comes_from_the_notes(tmp_path: Path) -> None:
         {"hidden": ""}, {"hidden": "0"}, {"hidden": "wide"}, {"gpu": "TPUv4"},
         {"dtype": "nvfp4"}, {"heads": "-3"}, {"micro_batch": ""}, {"kv_heads": "5"},
         {"layers": "inf"}, {"n_gpus": "1e400"}, {"pp": "64", "tp": "1"}, {"tp": "128"},
+        {"iter_time_best_s": ""}, {"iter_time_best_s": "16.27 s"}, {"iter_time_best_s": "1e-320"},
+        {"ep": "8"}, {"n_params": "46.7e9"}, {"global_batch": "16"},
         {"recompute": ""}, {"mlp": "maxout"}, {"zero_stage": "varies"}, {"flash": "maybe"},
     ],
 )  # fmt: skip
@@ -258,14 +260,34 @@ def test_groups_average_repeats_and_measure_regret(tmp_path: Path) -> None:
 
 def test_oom_verdicts_count_both_ways(tmp_path: Path) -> None:
     rows = [
-        {"mem_kind": "OOM", "micro_batch": "64"},
+        {"mem_kind": "OOM", "micro_batch": "64", "global_batch": "2048"},
         {"mem_kind": "OOM", "id": "should fit"},
         {"iter_time_best_s": "3", "id": "ran"},
-        {"iter_time_best_s": "3", "id": "ran", "micro_batch": "64"},
+        {"iter_time_best_s": "3", "id": "ran", "micro_batch": "64", "global_batch": "2048"},
     ]
     verdicts = report(read_rows(write(tmp_path / "t.csv", rows))[0]).verdicts["all"]
     assert (verdicts.oom_rows, verdicts.oom_rejected) == (2, 1)
     assert (verdicts.ran_rows, verdicts.ran_rejected) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [{"mem_kind": "OOM"}, {"mem_kind": "torch OOM"}, {"peak_mem_gib": "OOM"},
+     {"mem_kind": "CUDA out of memory"}],
+)  # fmt: skip
+def test_a_failed_run_is_known_by_any_spelling(tmp_path: Path, cells: dict[str, str]) -> None:
+    assert one(tmp_path, **cells, iter_time_best_s="").out_of_memory
+
+
+def test_a_byte_order_mark_is_no_part_of_a_column(tmp_path: Path) -> None:
+    table = write(tmp_path / "t.csv", [{}])
+    table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes())
+    assert len(read_rows(table)[0]) == 1
+
+
+def test_why_no_row_can_be_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(write(tmp_path / "t.csv", [{"gpu": "TPUv4"}]))]) == 2
+    assert "unknown GPU 'TPUv4'" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastllm_planner.plan import Plan
+from fastllm_planner.trainer import BACKEND
 
 # Where a node's drives are mounted: only its owner knows, this is DeepSpeed's documentation's name.
 NVME_PATH = "/local_nvme"
@@ -13,6 +14,7 @@ NVME_PATH = "/local_nvme"
 def deepspeed_config(plan: Plan) -> dict[str, Any]:
     """Batch, precision, ZeRO and offload. DeepSpeed takes model parallelism from the program."""
     layout, job = plan.layout, plan.job
+    ours = job.backend.name == BACKEND  # its optimizer is torch's, its host memory not pinned
     config: dict[str, Any] = {
         "train_batch_size": layout.global_batch,
         "train_micro_batch_size_per_gpu": layout.micro_batch,
@@ -23,11 +25,12 @@ def deepspeed_config(plan: Plan) -> dict[str, Any]:
     }
     if job.dtype == "bf16":
         config["bf16"] = {"enabled": True}
-        config["data_types"] = {"grad_accum_dtype": "fp32"}
+        if job.backend.bf16_extra_grad_bytes:
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
     elif job.dtype == "fp16":
         config["fp16"] = {"enabled": True, "loss_scale": 0}
     if layout.offload != "none":
-        config["zero_force_ds_cpu_optimizer"] = True
+        config["zero_force_ds_cpu_optimizer"] = not ours
     if layout.recompute == "full":
         config["activation_checkpointing"] = {"partition_activations": layout.tp > 1}
     return config
@@ -39,9 +42,10 @@ def _zero(plan: Plan) -> dict[str, Any]:
     if layout.zero_stage >= 1:
         # One pipeline stage reduces once per step, so hiding it behind backward needs pp = 1.
         zero |= {"overlap_comm": layout.pp == 1, "contiguous_gradients": True}
-    target: dict[str, Any] = {"device": "cpu", "pin_memory": True}
+    pinned = plan.job.backend.name != BACKEND
+    target: dict[str, Any] = {"device": "cpu", "pin_memory": pinned}
     if plan.memory.nvme_bytes:
-        target = {"device": "nvme", "nvme_path": NVME_PATH, "pin_memory": True}
+        target = {"device": "nvme", "nvme_path": NVME_PATH, "pin_memory": pinned}
     if layout.offload != "none":
         zero["offload_optimizer"] = dict(target)
     if layout.offload == "optimizer+params":

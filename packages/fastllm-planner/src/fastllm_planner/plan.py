@@ -129,9 +129,13 @@ def price_layout(job: Job, layout: Layout) -> Plan:
 
 
 def default_batch(seq_len: int, n_gpus: int) -> int:
-    """About 4 Mi tokens in sequences, rounded up so that every device can take the same number."""
+    """About 4 Mi tokens in sequences: a multiple of the devices, or of a part of them that leaves
+    the rest to model parallelism."""
     wanted = max(1, DEFAULT_BATCH_TOKENS // seq_len)
-    return -(-wanted // n_gpus) * n_gpus
+    replicas = max(d for d in range(1, min(wanted, n_gpus) + 1) if n_gpus % d == 0)
+    if replicas * 8 < min(wanted, n_gpus):  # a prime number of devices: nothing else divides it
+        replicas = n_gpus
+    return max(1, round(wanted / replicas)) * replicas
 
 
 def default_dtype(device: Gpu) -> str:

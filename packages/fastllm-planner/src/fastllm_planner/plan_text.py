@@ -103,7 +103,7 @@ def verdict(plan: Plan) -> str:
     word = "fits, barely" if plan.tight else "fits"
     sentence = f"{subject} {word}: {used}"
     if job.cluster.device.architecture != "cpu":  # a CPU's peak is a prior: no MFU to speak of
-        sentence += f", about {100 * plan.step.mfu():.0f}% MFU"
+        sentence += f", about {100 * plan.step.mfu():.0f}% MFU (full attention)"
     if plan.days is not None and job.tokens is not None:
         return f"{sentence}, {days(plan.days)} for {count(job.tokens)} tokens."
     return f"{sentence}, {duration(plan.step.total)} a step."
@@ -290,6 +290,11 @@ def assumptions(job: Job, plan: Plan | None = None) -> list[str]:
         facts.append(
             f"No published series measured {job.backend.name}: its speed follows from its "
             "description and from related stacks."
+        )
+    if job.seq_len > job.spec.max_seq_len:
+        facts.append(
+            f"{job.name} has {job.spec.max_seq_len:,} positions: sequences of {job.seq_len:,} need "
+            "another position encoding (rope scaling)."
         )
     if job.spec.moe is not None:
         facts.append(

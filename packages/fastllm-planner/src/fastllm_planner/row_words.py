@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from fastllm_planner.layout import Dtype, Recompute
 
 LARGEST = 2**53
+SMALLEST = 1e-9
 _YES = {"1", "1.0", "true", "yes", "y", "on", "t"}
 _NO = {"0", "0.0", "false", "no", "n", "off", "none", "f", "-"}
 _DTYPES: dict[str, Dtype] = {
@@ -48,12 +49,17 @@ def whole(cell: Mapping[str, str], key: str, default: int | None = None) -> int:
 
 
 def positive(cell: Mapping[str, str], key: str) -> float | None:
-    """A positive finite number; None where there is none."""
-    try:
-        value = float(cell.get(key, "").replace(",", ""))
-    except ValueError:
+    """A positive finite number; None where the cell is empty."""
+    text = cell.get(key, "").strip()
+    if not text or text == "-":
         return None
-    return value if 0 < value < math.inf else None
+    try:
+        value = float(text.replace(",", ""))
+    except ValueError as error:
+        raise RowError(f"{key}={text!r} is not a number") from error
+    if not SMALLEST <= value < LARGEST:
+        raise RowError(f"{key}={text!r} is no measurement")
+    return value
 
 
 def switch(cell: Mapping[str, str], key: str, yes: str = "") -> bool | None:
@@ -84,7 +90,7 @@ def recompute(text: str, *, strict: bool) -> tuple[Recompute, float]:
     "selective (every other layer)" and "selective (1/4 …)" recompute whole layers, some of them.
     """
     words = text.strip().lower()
-    found = re.search(r"(\d+)\s*/\s*(\d+)", words)
+    found = re.search(r"(\d+)\s*(?:/|of)\s*(\d+)", words)
     if words.startswith("selective") and "every other" in words:
         return "full", 0.5
     if words.startswith(("selective", "partial", "full", "block")) and found:

@@ -35,7 +35,7 @@ from fastllm_planner.offload import host_and_nvme_bytes
 from fastllm_planner.plan import Job
 from fastllm_planner.steptime import step_seconds
 
-MIN_TOKENS_PER_CP_RANK = 1024  # shorter ring chunks cannot hide their communication
+MIN_TOKENS_PER_CP_RANK = 4096  # where sequences are short, context parallelism is data parallelism
 MAX_MICRO_BATCH = 64
 # Of layouts this close in time the simplest is recommended: no prediction is exact to 2 %
 # (the same published configuration moves 1-7 % between software releases).
@@ -213,7 +213,7 @@ def simplicity(layout: Layout) -> tuple[int, ...]:
     # ZeRO-1 costs nothing over 0; 2 and 3 shard more and hold the network more.
     zero = (1, 0, 2, 3)[layout.zero_stage]
     sizes = (layout.cp, layout.pp * layout.tp, layout.virtual_stages, layout.pp, layout.ep)
-    return (offload, zero, recompute, *sizes, layout.sequence_parallel, layout.micro_batch)
+    return (offload, *sizes, zero, recompute, layout.sequence_parallel, layout.micro_batch)
 
 
 def strategy(layout: Layout) -> tuple[Any, ...]:

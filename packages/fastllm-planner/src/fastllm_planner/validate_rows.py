@@ -7,12 +7,13 @@ may be missing: a row that cannot be read is skipped with its reason, never gues
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from fastllm_planner.arch import ArchError, ArchSpec
+from fastllm_planner.arch import ArchError, ArchSpec, count_params
 from fastllm_planner.backends import Backend, detect_backend
 from fastllm_planner.errors import UserError
 from fastllm_planner.hardware import GIB, Cluster, gpu
@@ -30,7 +31,14 @@ from fastllm_planner.row_words import (
 )
 
 MemoryKind = Literal["allocated", "reserved", "device", "oom", "none"]
-REQUIRED_COLUMNS = ("series", "layers", "hidden", "gpu", "n_gpus", "global_batch", "complete")
+REQUIRED_COLUMNS = (
+    *("series", "layers", "hidden", "heads", "ffn_hidden", "vocab", "seq_len"),
+    *("gpu", "n_gpus", "micro_batch", "global_batch", "complete"),
+)
+OUT_OF_MEMORY = re.compile(r"\boom\b|out[- ]of[- ]memory", re.IGNORECASE)
+# A table states dense models by their dimensions; this many times more or fewer parameters than
+# those have say that it is another model (small ones are told without embeddings: 0.7 times).
+SAME_PARAMETERS = 2.0
 # ``complete``: 2 where architecture, layout, batch and recomputation are all known
 FULLY_KNOWN = 2.0
 GATED_MLPS = ("swiglu", "geglu", "reglu", "glu", "silu", "gated")
@@ -76,7 +84,7 @@ class Skipped:
 def read_rows(path: Path) -> tuple[list[Row], list[Skipped]]:
     """All usable rows, and the others with the reason. ``UserError`` for another kind of file."""
     try:
-        with path.open(encoding="utf-8", newline="") as handle:
+        with path.open(encoding="utf-8-sig", newline="") as handle:
             reader = csv.DictReader(handle)
             names = reader.fieldnames or []
             missing = [name for name in REQUIRED_COLUMNS if name not in names]
@@ -114,6 +122,9 @@ def _row(name: str, cell: Mapping[str, str]) -> Row:
     layout = _layout(cell, flash=flash, strict=complete)
     group = shard_group(sharding, text, layout.dp * layout.cp, per_node)
     memory, kind = _memory(cell)
+    seconds = _seconds(cell, layout)
+    if complete and kind == "none" and seconds is None:
+        raise RowError("neither a time nor a memory was measured")
     return Row(
         id=name,
         series=cell["series"],
@@ -128,7 +139,7 @@ def _row(name: str, cell: Mapping[str, str]) -> Row:
         backend=backend,
         backend_named=named,
         complete=complete,
-        seconds=_seconds(cell, layout),
+        seconds=seconds,
         memory_bytes=memory,
         memory_kind=kind,
         memory_of_rank_0="rank 0" in cell.get("mem_kind", "").lower(),
@@ -136,7 +147,10 @@ def _row(name: str, cell: Mapping[str, str]) -> Row:
 
 
 def _complete(cell: Mapping[str, str]) -> bool:
-    return (positive(cell, "complete") or 0.0) >= FULLY_KNOWN
+    try:
+        return (positive(cell, "complete") or 0.0) >= FULLY_KNOWN
+    except RowError:
+        return False
 
 
 def _spec(cell: Mapping[str, str]) -> ArchSpec:
@@ -151,7 +165,9 @@ def _spec(cell: Mapping[str, str]) -> ArchSpec:
     gated, gpt = mlp in GATED_MLPS, mlp == "gelu"
     if not gated and mlp not in PLAIN_MLPS:
         raise RowError(f"mlp={mlp!r} is not modelled")
-    return ArchSpec(
+    if whole(cell, "ep", 1) > 1:
+        raise RowError("a mixture of experts: the columns describe dense models")
+    spec = ArchSpec(
         family="gpt2" if gpt else "llama",
         layers=whole(cell, "layers"),
         hidden=hidden,
@@ -169,6 +185,10 @@ def _spec(cell: Mapping[str, str]) -> ArchSpec:
         mlp_bias=gpt,
         tied_embeddings=bool(switch(cell, "tied_emb")),
     )
+    stated, counted = positive(cell, "n_params"), count_params(spec)
+    if stated and not 1 / SAME_PARAMETERS < stated / counted < SAME_PARAMETERS:
+        raise RowError(f"{stated:.4g} parameters are stated, its dimensions have {counted:.4g}")
+    return spec
 
 
 def _layout(cell: Mapping[str, str], *, flash: bool, strict: bool) -> Layout:
@@ -179,18 +199,21 @@ def _layout(cell: Mapping[str, str], *, flash: bool, strict: bool) -> Layout:
         raise RowError(f"pp={pp} leaves stages of {layers} layers empty")
     if tp * pp * cp > devices:
         raise RowError(f"tp={tp} x pp={pp} x cp={cp} needs more than the {devices} GPUs stated")
+    dp, micro = devices // (tp * pp * cp), whole(cell, "micro_batch")
+    if dp * micro > whole(cell, "global_batch"):
+        raise RowError(f"dp={dp} x micro-batch {micro} is more than the global batch")
+    # Where the table disagrees with itself, the number of devices is what was counted.
     policy, share = recompute(cell.get("recompute", ""), strict=strict)
     # Where it is not stated, assume it with flash attention (stacks of 2023 on switch it on).
     stated = switch(cell, "sp")
     return Layout(
-        # Where the table disagrees with itself, the number of devices is what was counted.
-        dp=devices // (tp * pp * cp),
+        dp=dp,
         tp=tp,
         pp=pp,
         virtual_stages=whole(cell, "interleave", 1),
         cp=cp,
         ep=ep,
-        micro_batch=whole(cell, "micro_batch"),
+        micro_batch=micro,
         global_batch=whole(cell, "global_batch"),
         seq_len=whole(cell, "seq_len"),
         recompute=policy,
@@ -220,7 +243,7 @@ def _seconds(cell: Mapping[str, str], layout: Layout) -> float | None:
 def _memory(cell: Mapping[str, str]) -> tuple[float | None, MemoryKind]:
     """Peak in bytes and what it counts: torch's tensors, its cache, or all of the device."""
     kind = cell.get("mem_kind", "")
-    if kind.upper().startswith("OOM"):
+    if OUT_OF_MEMORY.search(f"{kind} {cell.get('peak_mem_gib', '')}"):
         return None, "oom"
     value = positive(cell, "peak_mem_gib")
     if value is None:

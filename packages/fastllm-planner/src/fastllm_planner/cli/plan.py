@@ -108,6 +108,8 @@ def read_pins(pairs: Sequence[str]) -> dict[str, Any]:
             near = difflib.get_close_matches(name, PINNABLE, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}=…?" if near else f"axes: {', '.join(PINNABLE)}"
             raise UserError(f"--fix {pair}: not AXIS=VALUE of the search", hint)
+        if name in pins:
+            raise UserError(f"--fix {pair}: {name} is fixed already", "give each axis once")
         allowed = {str(choice).lower(): choice for choice in PINNABLE[name]}
         value = value.strip().lower()
         if allowed:

@@ -31,6 +31,12 @@ def command(table: Path, series: str | None, plot: Path | None, as_json: bool) -
     rows, skipped = read_rows(table)
     names = sorted({row.series for row in rows if row.complete})
     if not names:
+        lost = next((row for row in skipped if row.complete), None)
+        if lost is not None:
+            raise UserError(
+                f"{table} has no complete row that can be read",
+                hint=f"the first is {lost.id}: {lost.reason}",
+            )
         raise UserError(
             f"{table} has no complete row",
             hint="a complete row has complete = 2: architecture, layout, batch and recomputation",
@@ -43,7 +49,7 @@ def command(table: Path, series: str | None, plot: Path | None, as_json: bool) -
 
         _write(plot, scatter_svg(result))
     if as_json:
-        click.echo(json.dumps(report_json(result, skipped)))
+        click.echo(json.dumps(report_json(result, skipped), allow_nan=False))
     else:
         click.echo(report_text(result, skipped))
     return 0
