@@ -20,6 +20,9 @@ HALF_K_PER_TFLOPS = 40.0
 # of 50257 -> 50304 made a whole 124M step 25 % faster on A100. Hopper and later fall back further,
 # to kernels of older architectures: nanotron's logs with 50257 on H100 lose 0.12 s a micro-batch.
 UNALIGNED = 0.45
+# Bytes per element of k rows per token that routing moves, forward: gather and write (4), stage for
+# and from the all-to-all (4), weighted sum in fp32 (4).
+DISPATCH_BYTES = 12.0
 UNALIGNED_HEAD = {"hopper": 0.15, "blackwell": 0.15}
 
 
@@ -218,7 +221,7 @@ def _elementwise_bytes(spec: ArchSpec, backend: Backend, tp: int, split_sequence
     """Bytes per token that a layer moves outside GEMM and attention, forward.
 
     Two norms and two residual additions on the hidden state (split only by sequence parallelism),
-    rotary embedding of q and k, and the activation.
+    rotary embedding of q and k, the activation, and the rows that go to experts and back.
     """
     norm = backend.layernorm_bytes if spec.norm == "layernorm" else backend.rmsnorm_bytes
     wide = 2.0 * (norm + backend.residual_bytes) * spec.hidden / (tp if split_sequence else 1)
@@ -227,7 +230,12 @@ def _elementwise_bytes(spec: ArchSpec, backend: Backend, tp: int, split_sequence
     if spec.moe is not None:
         width = spec.moe.active_experts * spec.moe.ffn_hidden + spec.moe.shared_ffn_hidden
     gate = backend.gate_bytes if spec.mlp == "swiglu" else 4.0
-    return wide + (rope + gate * width) / tp
+    dispatch = 0.0
+    if spec.moe is not None:
+        share = 1.0 - min(spec.moe.first_dense_layers, spec.layers) / spec.layers
+        dispatch = share * DISPATCH_BYTES * spec.moe.active_experts * spec.hidden
+        dispatch /= tp if split_sequence else 1
+    return wide + dispatch + (rope + gate * width) / tp
 
 
 def _fp8_cast_bytes(spec: ArchSpec, tp: int, tokens: float) -> float:

@@ -179,7 +179,8 @@ def _layer_parts(
         held = model_sums(spec).held(layout.tp, layout.ep) / spec.layers
         accumulate = backend.accumulate_bytes * held / rate
     # Small kernels wait for the host: forward, and backward at twice that, per layer.
-    launch = 3e-6 * backend.layer_overhead_us if cluster.device.architecture != "cpu" else 0.0
+    host = backend.layer_overhead_us if spec.moe is None else backend.moe_layer_overhead_us
+    launch = 3e-6 * host if cluster.device.architecture != "cpu" else 0.0
     return _LayerParts(
         compute=busy + accumulate * slow,
         recompute=_recomputed(layout, backend, t) * slow,
