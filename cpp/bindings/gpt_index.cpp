@@ -3,13 +3,16 @@
 #include <pybind11/numpy.h>
 
 #include <algorithm>
+#include <future>
 #include <limits>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "binding.hpp"
+#include "fastllm/blend.hpp"
 #include "fastllm/gpt_sample.hpp"
 
 namespace py = pybind11;
@@ -20,26 +23,20 @@ template <class T>
 using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
 template <class Index>
-py::array sample_index(const Array<int32_t>& lengths, const Array<int32_t>& document_index,
-                       int64_t seq_length, int extra, size_t samples) {
-    py::array_t<Index> rows({samples + 1, size_t(2)});
-    const int32_t* const lens = lengths.data();
-    const int32_t* const docs = document_index.data();
-    const auto sequences = size_t(lengths.size()), documents = size_t(document_index.size());
-    Index* const out = rows.mutable_data();
-    const py::gil_scoped_release release;
-    fastllm::build_sample_index<Index>(lens, sequences, docs, documents, seq_length, extra, samples,
-                                       out);
-    return rows;
+py::array_t<Index> rows_of(size_t samples) {
+    return py::array_t<Index>({samples + 1, size_t(2)});
+}
+template <class Index>
+py::array_t<Index> vector_of(size_t size) {
+    return py::array_t<Index>(static_cast<py::ssize_t>(size));
 }
 
-template <class Index>
-py::array shuffle_index(size_t first_part, size_t samples, fastllm::LegacyRandom& random) {
-    py::array_t<Index> order(static_cast<py::ssize_t>(samples));
-    Index* const out = order.mutable_data();
+int64_t count_tokens(const Array<int32_t>& lengths, const Array<int32_t>& documents) {
+    const int32_t* const lens = lengths.data();
+    const int32_t* const docs = documents.data();
+    const auto sequences = size_t(lengths.size()), count = size_t(documents.size());
     const py::gil_scoped_release release;
-    fastllm::build_shuffle_index<Index>(first_part, samples, random, out);
-    return order;
+    return fastllm::count_tokens(lens, sequences, docs, count);
 }
 
 py::tuple gpt_indices(const Array<int32_t>& lengths, const Array<int32_t>& documents, size_t epochs,
@@ -52,23 +49,40 @@ py::tuple gpt_indices(const Array<int32_t>& lengths, const Array<int32_t>& docum
     if (seq_length < 1 || (extra != 0 && extra != 1))
         throw std::invalid_argument("bad sequence length");
     if (first_part > samples) throw std::invalid_argument("first_part exceeds samples");
-    const auto count = size_t(documents.size());
-    py::array_t<int32_t> document_index(static_cast<py::ssize_t>(count * epochs));
-    fastllm::LegacyRandom random(seed);
+    const auto count = size_t(documents.size()), sequences = size_t(lengths.size());
+    const auto all = count * epochs;
+    const bool wide_rows = all > size_t(std::numeric_limits<int32_t>::max());
+    const bool wide_order = samples >= size_t(std::numeric_limits<uint32_t>::max()) - 1;
+    auto document_index = vector_of<int32_t>(all);
+    py::array rows = wide_rows ? py::array(rows_of<int64_t>(samples)) : rows_of<int32_t>(samples);
+    py::array order =
+        wide_order ? py::array(vector_of<int64_t>(samples)) : vector_of<uint32_t>(samples);
+    const int32_t* const lens = lengths.data();
+    const int32_t* const from = documents.data();
+    int32_t* const docs = document_index.mutable_data();
+    void* const rows_out = rows.mutable_data();
+    void* const order_out = order.mutable_data();
     {
-        const int32_t* const from = documents.data();
-        int32_t* const out = document_index.mutable_data();
         const py::gil_scoped_release release;
-        fastllm::build_document_index(from, count, epochs, separate, random, out);
+        fastllm::LegacyRandom random(seed);
+        fastllm::build_document_index(from, count, epochs, separate, random, docs);
+        // The order needs nothing but the random numbers that follow, so it is made meanwhile.
+        auto order_made = std::async(std::launch::async, [&] {
+            if (wide_order)
+                fastllm::build_shuffle_index(first_part, samples, random,
+                                             static_cast<int64_t*>(order_out));
+            else
+                fastllm::build_shuffle_index(first_part, samples, random,
+                                             static_cast<uint32_t*>(order_out));
+        });
+        if (wide_rows)
+            fastllm::build_sample_index(lens, sequences, docs, all, seq_length, extra, samples,
+                                        static_cast<int64_t*>(rows_out));
+        else
+            fastllm::build_sample_index(lens, sequences, docs, all, seq_length, extra, samples,
+                                        static_cast<int32_t*>(rows_out));
+        order_made.get();
     }
-    const auto int32_max = size_t(std::numeric_limits<int32_t>::max());
-    py::array rows =
-        count * epochs <= int32_max
-            ? sample_index<int32_t>(lengths, document_index, seq_length, extra, samples)
-            : sample_index<int64_t>(lengths, document_index, seq_length, extra, samples);
-    py::array order = samples < size_t(std::numeric_limits<uint32_t>::max()) - 1
-                          ? shuffle_index<uint32_t>(first_part, samples, random)
-                          : shuffle_index<int64_t>(first_part, samples, random);
     return py::make_tuple(document_index, rows, order);
 }
 
@@ -144,7 +158,7 @@ class SampleReader {
             throw std::invalid_argument("sample_index or shuffle_index has another dtype");
     }
 
-    py::tuple read(int64_t i) const {
+    py::tuple read(int64_t i) {
         if (i < 0 || i >= shuffle_index_.shape(0))
             throw py::index_error("sample " + std::to_string(i));
         const int64_t k = wide_order_
@@ -156,10 +170,15 @@ class SampleReader {
         py::array_t<int64_t> tokens(length), labels(length), positions(length);
         py::array_t<float> mask(length);
         fastllm::read_sample(source_, document_index_.data(), size_t(document_index_.size()),
-                             row(k), row(k + 1), rules_, tokens.mutable_data(),
-                             labels.mutable_data(), mask.mutable_data(), positions.mutable_data());
-        return py::make_tuple(std::move(tokens), std::move(labels), std::move(mask),
-                              std::move(positions));
+                             row(k), row(k + 1), rules_,
+                             {tokens.mutable_data(), labels.mutable_data(), mask.mutable_data(),
+                              positions.mutable_data(), &boundaries_});
+        if (!rules_.packed)
+            return py::make_tuple(std::move(tokens), std::move(labels), std::move(mask),
+                                  std::move(positions));
+        return py::make_tuple(
+            std::move(tokens), std::move(labels), std::move(mask), std::move(positions),
+            py::array_t<int32_t>(static_cast<py::ssize_t>(boundaries_.size()), boundaries_.data()));
     }
 
   private:
@@ -182,6 +201,7 @@ class SampleReader {
     bool wide_rows_ = false, wide_order_ = false;
     fastllm::SampleRules rules_;
     fastllm::SampleSource source_{};
+    std::vector<int32_t> boundaries_;  // of the item being read; the GIL guards it
 };
 
 }  // namespace
@@ -192,9 +212,9 @@ FASTLLM_BINDING(gpt_index) {
                          size_t sequences, size_t item_size, Array<int32_t> document_index,
                          py::array sample_index, py::array shuffle_index, int64_t seq_length,
                          int extra, int64_t pad_id, int64_t eod_id, bool eod_mask_loss,
-                         bool reset_position_ids) {
-                 const fastllm::SampleRules rules{seq_length, extra,         pad_id,
-                                                  eod_id,     eod_mask_loss, reset_position_ids};
+                         bool reset_position_ids, bool packed) {
+                 const fastllm::SampleRules rules{
+                     seq_length, extra, pad_id, eod_id, eod_mask_loss, reset_position_ids, packed};
                  return std::make_unique<SampleReader>(
                      idx, bin, header_bytes, sequences, item_size, std::move(document_index),
                      std::move(sample_index), std::move(shuffle_index), rules);
@@ -203,8 +223,9 @@ FASTLLM_BINDING(gpt_index) {
              py::arg("sequences"), py::arg("item_size"), py::arg("document_index"),
              py::arg("sample_index"), py::arg("shuffle_index"), py::arg("seq_length"),
              py::arg("extra"), py::arg("pad_id"), py::arg("eod_id"), py::arg("eod_mask_loss"),
-             py::arg("reset_position_ids"))
+             py::arg("reset_position_ids"), py::arg("packed"))
         .def("read", &SampleReader::read);
+    m.def("count_tokens", &count_tokens, py::arg("lengths"), py::arg("documents"));
     m.def("gpt_indices", &gpt_indices, py::kw_only(), py::arg("lengths"), py::arg("documents"),
           py::arg("epochs"), py::arg("separate"), py::arg("seq_length"), py::arg("extra"),
           py::arg("samples"), py::arg("first_part"), py::arg("seed"));

@@ -1,3 +1,4 @@
+#include "fastllm/blend.hpp"
 #include "fastllm/gpt_index.hpp"
 #include "test.hpp"
 

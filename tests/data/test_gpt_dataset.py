@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastllm_core import blend, exhaustive_blend
 from fastllm_data import GPTDataset, IndexedDataset, IndexedDatasetWriter, UserError, build_datasets
 from fastllm_data.build import parse_blend, parse_split, split_documents
 from fastllm_data.gpt_dataset import SampleOptions, plan_samples
@@ -83,72 +82,6 @@ def test_masks_and_positions_at_eod(tmp_path: Path) -> None:
     assert first["position_ids"].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
 
 
-def naive_blend(weights: list[float], size: int) -> list[int]:
-    drawn = [0] * len(weights)
-    order: list[int] = []
-    for t in range(size):
-        errors = [w * max(t, 1) - n for w, n in zip(weights, drawn, strict=True)]
-        j = errors.index(max(errors))
-        order.append(j)
-        drawn[j] += 1
-    return order
-
-
-@settings(max_examples=80, deadline=None)
-@given(
-    weights=st.lists(st.integers(1, 50) | st.floats(1e-3, 1e3), min_size=1, max_size=12),
-    size=st.integers(0, 400),
-)
-def test_blend(weights: list[float], size: int) -> None:
-    share = np.array(weights, dtype=np.float64)
-    share /= share.sum()
-    index, sample = blend(share, size)
-    assert index.tolist() == naive_blend(share.tolist(), size)
-    for j in range(len(weights)):
-        mine = sample[index == j]
-        assert mine.tolist() == list(range(len(mine)))
-
-
-@pytest.mark.parametrize("kind", ["uniform", "heavy tail", "equal", "few large"])
-def test_blend_of_many_datasets(kind: str) -> None:
-    """Above a few hundred datasets only candidates are compared; the result is the same."""
-    rng = np.random.RandomState(0)
-    weights = {
-        "uniform": rng.rand(700) + 0.01,
-        "heavy tail": rng.pareto(1.0, 700) + 1e-3,
-        "equal": np.ones(700),
-        "few large": np.concatenate([np.full(3, 500.0), rng.rand(700)]),
-    }[kind]
-    weights = weights / weights.sum()
-    size = 5000
-    drawn = np.zeros(len(weights))
-    expected = np.empty(size, dtype=np.int16)
-    for t in range(size):
-        expected[t] = np.argmax(weights * max(t, 1) - drawn)
-        drawn[expected[t]] += 1
-    index, sample = blend(weights, size)
-    np.testing.assert_array_equal(index, expected)
-    for j in (0, 1, 699):
-        assert sample[index == j].tolist() == list(range(int((index == j).sum())))
-
-
-@settings(max_examples=40, deadline=None)
-@given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=8).filter(any))
-def test_exhaustive_blend(sizes: list[int]) -> None:
-    index, sample = exhaustive_blend(np.array(sizes, dtype=np.int64))
-    drawn = [0] * len(sizes)
-    total = sum(sizes)
-    for t, (j, k) in enumerate(zip(index.tolist(), sample.tolist(), strict=True)):
-        errors = [
-            size / total * max(t, 1) - n if n < size else -np.inf
-            for size, n in zip(sizes, drawn, strict=True)
-        ]
-        assert j == errors.index(max(errors))
-        assert k == drawn[j]
-        drawn[j] += 1
-    assert drawn == sizes
-
-
 def test_split_parsing() -> None:
     assert parse_split("949,50,1")[2] == (0.999, 1.0)
     assert parse_split("100") == [(0.0, 1.0), None, None]
@@ -182,3 +115,39 @@ def test_drawing_too_much_is_said_so(tmp_path: Path) -> None:
     paths = ["1", tmp_path / "x", "99", tmp_path / "y"]
     with pytest.raises(UserError, match="dataset 1"):
         build_datasets(paths, "1", 10, [None, 0, 0], 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=15).filter(lambda x: sum(x) > 12),
+    seq_len=st.integers(1, 12),
+    extra=st.booleans(),
+    reset=st.booleans(),
+)
+def test_packed_samples_know_their_documents(
+    lengths: list[int],
+    seq_len: int,
+    extra: bool,
+    reset: bool,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    source = dataset(tmp_path_factory.mktemp("d") / "x", lengths)  # tokens 1, 2, 3, …
+    options = SampleOptions(
+        extra_token=extra, packed=True, drop_last=False, eod_id=5, reset_position_ids=reset
+    )
+    built = GPTDataset(source, np.arange(len(lengths), dtype=np.int32), seq_len, None, 3, options)
+    document_of = np.repeat(np.arange(len(lengths)), lengths)
+    for i in range(len(built)):
+        sample = built[i]
+        tokens, labels = sample["tokens"], sample["labels"]
+        # 0 is padding here, and a part of its own.
+        numbers = [-1 if t == 0 else int(document_of[t - 1]) for t in tokens]
+        starts = [0, *(k for k in range(1, seq_len) if numbers[k] != numbers[k - 1]), seq_len]
+        assert sample.get("cu_seqlens", np.zeros(0)).tolist() == starts
+        position = 0
+        for k in range(seq_len):
+            position = 0 if k in starts else position
+            assert sample["position_ids"][k] == position
+            position = 0 if reset and tokens[k] == 5 else position + 1
+            other = labels[k] == 0 or document_of[labels[k] - 1] != numbers[k]
+            assert sample["loss_mask"][k] == (0 if other else 1)

@@ -1,4 +1,4 @@
-// The indices of Megatron-Core's GPTDataset and BlendedDataset, value for value.
+// The indices of Megatron-Core's GPTDataset, value for value.
 //
 // document_index  the split's documents, once per epoch, shuffled
 // sample_index    row k: where sample k starts, as (position in document_index, token in that
@@ -17,16 +17,27 @@ class LegacyRandom {
   public:
     explicit LegacyRandom(uint32_t seed) : engine_(seed) {}
 
+    // The numbers drawn do not depend on the items, so they are drawn some steps ahead of the swaps
+    // and what they name is prefetched: a large array is swapped at memory speed, not latency.
     template <class T>
     void shuffle(T* items, size_t count) {
-        for (size_t i = count; i-- > 1;) std::swap(items[i], items[below_or_equal(i)]);
+        constexpr size_t kAhead = 64;
+        size_t drawn[kAhead];
+        for (size_t i = count; i > 1;) {
+            const size_t steps = i - 1 < kAhead ? i - 1 : kAhead;
+            for (size_t k = 0; k < steps; ++k) {
+                drawn[k] = below_or_equal(i - 1 - k);
+                __builtin_prefetch(&items[drawn[k]], 1);
+            }
+            for (size_t k = 0; k < steps; ++k) std::swap(items[i - 1 - k], items[drawn[k]]);
+            i -= steps;
+        }
     }
 
   private:
-    // Uniform in [0, max]: masked draws until one is not above max.
+    // Uniform in [0, max] for max > 0: masked draws until one is not above max.
     uint64_t below_or_equal(uint64_t max) {
-        uint64_t mask = max;
-        for (int shift = 1; shift < 64; shift *= 2) mask |= mask >> shift;
+        const uint64_t mask = ~uint64_t(0) >> __builtin_clzll(max);
         uint64_t value;
         if (max <= 0xFFFFFFFFull) {
             while ((value = engine_() & mask) > max) {
@@ -42,6 +53,11 @@ class LegacyRandom {
 
     std::mt19937 engine_;  // seeds and draws as numpy's MT19937 does
 };
+
+// Tokens of the sequences that `documents` names, in all. Throws std::invalid_argument if a number
+// is not below `sequences`.
+int64_t count_tokens(const int32_t* lengths, size_t sequences, const int32_t* documents,
+                     size_t count);
 
 // Fills document_index: `documents` tiled `epochs` times and shuffled, the last epoch apart if
 // `separate`.
@@ -64,15 +80,5 @@ void build_sample_index(const int32_t* lengths, size_t sequences, const int32_t*
 template <class Index>
 void build_shuffle_index(size_t first_part, size_t samples, LegacyRandom& random,
                          Index* shuffle_index);
-
-// Sample t comes from the dataset that is furthest behind its weight: the largest
-// weights[j]·max(t, 1) − (samples drawn from j), the first one on ties.
-void build_blend(const double* weights, size_t datasets, size_t samples, int16_t* dataset_index,
-                 int64_t* dataset_sample_index);
-
-// The same rule without replacement: dataset j has sizes[j] samples and then leaves; draws all of
-// them.
-void build_exhaustive_blend(const int64_t* sizes, size_t datasets, int16_t* dataset_index,
-                            int64_t* dataset_sample_index);
 
 }  // namespace fastllm

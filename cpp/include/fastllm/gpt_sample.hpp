@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
+#include <vector>
 
 namespace fastllm {
 
@@ -15,6 +16,9 @@ struct SampleRules {
     int64_t eod_id = -1;
     bool eod_mask_loss = false;
     bool reset_position_ids = false;
+    // Positions restart with each document, a label of another document has no loss, and the
+    // documents' boundaries are given.
+    bool packed = false;
 };
 
 // The files of an indexed dataset as they are mapped: lengths and offsets need not be aligned.
@@ -32,10 +36,19 @@ struct SamplePoint {
     int64_t offset;
 };
 
-// Writes seq_length values to each output. Throws std::out_of_range if an index leads outside the
-// files.
+// Where an item goes: seq_length values each, and, if rules.packed, the rising boundaries of the
+// documents' parts in it, from 0 to seq_length (cu_seqlens); padding counts as a part.
+struct SampleOutput {
+    int64_t* tokens;
+    int64_t* labels;
+    float* loss_mask;
+    int64_t* position_ids;
+    std::vector<int32_t>* boundaries;
+};
+
+// Throws std::out_of_range if an index leads outside the files.
 void read_sample(const SampleSource& source, const int32_t* document_index, size_t documents,
-                 SamplePoint from, SamplePoint to, const SampleRules& rules, int64_t* tokens,
-                 int64_t* labels, float* loss_mask, int64_t* position_ids);
+                 SamplePoint from, SamplePoint to, const SampleRules& rules,
+                 const SampleOutput& out);
 
 }  // namespace fastllm

@@ -86,10 +86,12 @@ class SampleReader:
         eod_id: int,
         eod_mask_loss: bool,
         reset_position_ids: bool,
+        packed: bool,
     ) -> None: ...
-    def read(
-        self, i: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]: ...
+    # tokens, labels (int64), loss_mask (float32), position_ids (int64), cu_seqlens (int32) if packed
+    def read(self, i: int) -> tuple[NDArray[Any], ...]: ...
+
+def count_tokens(lengths: NDArray[np.int32], documents: NDArray[np.int32]) -> int: ...
 
 def gpt_indices(
     *,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -84,7 +86,7 @@ def build_datasets(
     seq_len: int,
     num_samples: Sequence[int | None],
     seed: int,
-    cache_dir: Path | None = None,
+    cache_dir: str | Path | None = None,
     options: SampleOptions | None = None,
 ) -> tuple[Dataset | None, Dataset | None, Dataset | None]:
     """The train, valid and test datasets; None where the split gives nothing or 0 are asked for.
@@ -92,11 +94,11 @@ def build_datasets(
     paths: prefixes, or weight, prefix, weight, prefix, …
     split: shares of the documents, like "949,50,1".
     num_samples: samples needed of train, valid, test; None: one epoch.
-    cache_dir: where indices are kept between runs; None: nowhere.
+    cache_dir: a folder, which ranks on several hosts may share, where indices are kept; None:
+    nowhere.
 
     Raises UserError for files that are wrong and splits that have no sample.
     """
-    del cache_dir
     base = SampleOptions() if options is None else options
     blend = parse_blend(paths)
     bounds = parse_split(split)
@@ -110,7 +112,7 @@ def build_datasets(
             continue
         # Only validation may keep a last sample that is not full.
         adjusted = base if name == "valid" else replace(base, drop_last=True)
-        built.append(_one_split(indexed, blend, bound, wanted, seq_len, seed, adjusted))
+        built.append(_one_split(indexed, blend, bound, wanted, seq_len, seed, adjusted, cache_dir))
     train, valid, test = built
     return train, valid, test
 
@@ -123,22 +125,25 @@ def _one_split(
     seq_len: int,
     seed: int,
     options: SampleOptions,
+    cache_dir: str | Path | None,
 ) -> Dataset:
     def one(source: IndexedDataset, samples: int | None) -> GPTDataset:
         documents = split_documents(len(source), bounds)
-        return GPTDataset(source, documents, seq_len, samples, seed, options)
+        return GPTDataset(source, documents, seq_len, samples, seed, options, cache_dir)
 
     if len(indexed) == 1:
         return one(indexed[0], wanted)
-    if blend.weights is None:
-        return BlendedDataset([one(source, None) for source in indexed], None, wanted)
-    if wanted is None:
-        return BlendedDataset([one(source, None) for source in indexed], blend.weights)
-    weights = normalize(blend.weights)
-    shares = [math.ceil(wanted * weight) for weight in weights]
-    datasets = [
-        one(source, math.ceil(share * (1 + SURPLUS)))
-        for source, share in zip(indexed, shares, strict=True)
-    ]
+    weights = None if blend.weights is None else normalize(blend.weights)
+    counts: list[int | None] = [None] * len(indexed)
+    size = wanted
+    if weights is not None and wanted is not None:
+        shares = [math.ceil(wanted * weight) for weight in weights]
+        counts = [math.ceil(share * (1 + SURPLUS)) for share in shares]
+        size = sum(shares)
+    # Building is native code without the GIL.
+    with ThreadPoolExecutor(min(len(indexed), os.cpu_count() or 1)) as pool:
+        datasets = list(pool.map(one, indexed, counts))
     # The blend normalizes once more, which in floating point may change a bit; so does Megatron.
-    return BlendedDataset(datasets, weights, sum(shares))
+    # Not for a blend of whole datasets: there the weights are as given.
+    given = blend.weights if wanted is None else weights
+    return BlendedDataset(datasets, given, size, cache_dir)

@@ -8,26 +8,33 @@ sample equals what ``megatron.core.datasets.gpt_dataset.GPTDataset`` gives for t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastllm_core import SampleReader, gpt_indices
+from fastllm_core import SampleReader, count_tokens, gpt_indices
 from fastllm_data.errors import UserError
-from fastllm_data.indexed_dataset import HEADER, IndexedDataset
+from fastllm_data.index_cache import Arrays, load_or_build
+from fastllm_data.indexed_dataset import HEADER, IndexedDataset, sha256
 
 # A last epoch is shuffled apart when it contributes less than this share of its samples.
 SEPARATE_FINAL_EPOCH_SHARE = 0.80
 
 
 class Sample(TypedDict):
-    """One training item; every array has ``seq_len`` elements."""
+    """One training item; every array has ``seq_len`` elements but ``cu_seqlens``.
+
+    cu_seqlens: only with ``SampleOptions.packed``: the rising boundaries of the documents' parts,
+    from 0 to ``seq_len``, as attention kernels for sequences of varying length take them.
+    """
 
     tokens: NDArray[np.int64]
     labels: NDArray[np.int64]
     loss_mask: NDArray[np.float32]
     position_ids: NDArray[np.int64]
+    cu_seqlens: NotRequired[NDArray[np.int32]]
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,9 @@ class SampleOptions:
     pad_id: fills such a sample; -1, no token, becomes 0 with no loss.
     eod_id: needed by the next two. eod_mask_loss: no loss where the input is EOD.
     reset_position_ids: positions restart after each EOD.
+    packed: documents are told apart by the index, whether they end with EOD or not: samples have
+    ``cu_seqlens``, positions restart with each document, and a label that is another document's
+    first token has no loss.
     """
 
     extra_token: bool = True
@@ -47,6 +57,7 @@ class SampleOptions:
     eod_id: int | None = None
     eod_mask_loss: bool = False
     reset_position_ids: bool = False
+    packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,9 @@ class GPTDataset:
     num_samples: how many samples are needed; epochs are added until there are that many (there may
     be more). None: one epoch.
     seed: of the shuffles, 0 to 2^32 - 1. The order depends on nothing else.
+    cache_dir: where the indices are kept between runs and shared between processes; None: nowhere.
 
+    Can be pickled, for worker processes: files are mapped again there, and so are cached indices.
     Raises UserError if there are not enough tokens for one sample.
     """
 
@@ -103,6 +116,7 @@ class GPTDataset:
         num_samples: int | None,
         seed: int,
         options: SampleOptions | None = None,
+        cache_dir: str | Path | None = None,
     ) -> None:
         self.indexed = indexed
         self.seq_len = seq_len
@@ -117,7 +131,7 @@ class GPTDataset:
             )
         lengths = np.array(indexed.lengths)  # an aligned copy
         documents = np.ascontiguousarray(documents, dtype=np.int32)
-        total = int(lengths[documents].sum(dtype=np.int64))
+        total = count_tokens(lengths, documents)
         if total == 0 or (num_samples is None and total <= int(self.options.extra_token)):
             raise UserError(
                 f"{indexed.prefix}: {len(documents)} documents with {total} tokens: not one sample",
@@ -129,40 +143,77 @@ class GPTDataset:
                 f"{indexed.prefix}: {total} tokens are fewer than one sample of {seq_len}",
                 "give this split a larger share, more data, or a shorter seq_len",
             )
-        self.document_index: NDArray[np.int32]
-        self.sample_index: NDArray[Any]
-        self.shuffle_index: NDArray[Any]
-        self.document_index, self.sample_index, self.shuffle_index = gpt_indices(
-            lengths=lengths,
-            documents=documents,
-            epochs=self.plan.epochs,
-            separate=self.plan.separate_final_epoch,
-            seq_length=seq_len,
-            extra=int(self.options.extra_token),
-            samples=self.plan.samples,
-            first_part=self.plan.first_part,
-            seed=seed,
-        )
-        self._reader = SampleReader(
-            idx=indexed.index_bytes,
-            bin=indexed.data_bytes,
+        arguments = {
+            "epochs": self.plan.epochs,
+            "separate": self.plan.separate_final_epoch,
+            "seq_length": seq_len,
+            "extra": int(self.options.extra_token),
+            "samples": self.plan.samples,
+            "first_part": self.plan.first_part,
+            "seed": seed,
+        }
+
+        def build() -> Arrays:
+            made = gpt_indices(lengths=lengths, documents=documents, **arguments)
+            return dict(zip(("document_index", "sample_index", "shuffle_index"), made, strict=True))
+
+        folder = None if cache_dir is None else Path(cache_dir)
+        contents = {} if folder is None else {
+            "lengths": indexed.lengths_sha256, "documents": sha256(documents)
+        }  # fmt: skip
+        self._indices = load_or_build(folder, {"kind": "gpt", **contents, **arguments}, build)
+        self._reader = self._open_reader()
+
+    def _open_reader(self) -> SampleReader:
+        options = self.options
+        return SampleReader(
+            idx=self.indexed.index_bytes,
+            bin=self.indexed.data_bytes,
             header_bytes=HEADER.size,
-            sequences=len(indexed),
-            item_size=indexed.dtype.itemsize,
+            sequences=len(self.indexed),
+            item_size=self.indexed.dtype.itemsize,
             document_index=self.document_index,
             sample_index=self.sample_index,
             shuffle_index=self.shuffle_index,
-            seq_length=seq_len,
-            extra=int(self.options.extra_token),
-            pad_id=self.options.pad_id,
-            eod_id=-1 if self.options.eod_id is None else self.options.eod_id,
-            eod_mask_loss=self.options.eod_mask_loss,
-            reset_position_ids=self.options.reset_position_ids,
+            seq_length=self.seq_len,
+            extra=int(options.extra_token),
+            pad_id=options.pad_id,
+            eod_id=-1 if options.eod_id is None else options.eod_id,
+            eod_mask_loss=options.eod_mask_loss,
+            reset_position_ids=options.reset_position_ids,
+            packed=options.packed,
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_reader"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reader = self._open_reader()
+
+    @property
+    def document_index(self) -> NDArray[np.int32]:
+        """Sequence numbers, epoch after epoch, in the order in which their tokens are read."""
+        return self._indices["document_index"]
+
+    @property
+    def sample_index(self) -> NDArray[Any]:
+        """Row k: where sample k starts: position in document_index, token in that document."""
+        return self._indices["sample_index"]
+
+    @property
+    def shuffle_index(self) -> NDArray[Any]:
+        """The number of the sample that is item i."""
+        return self._indices["shuffle_index"]
 
     def __len__(self) -> int:
         return len(self.shuffle_index)
 
     def __getitem__(self, i: int) -> Sample:
-        tokens, labels, loss_mask, position_ids = self._reader.read(i)
-        return Sample(tokens=tokens, labels=labels, loss_mask=loss_mask, position_ids=position_ids)
+        tokens, labels, loss_mask, position_ids, *packed = self._reader.read(i)
+        sample = Sample(
+            tokens=tokens, labels=labels, loss_mask=loss_mask, position_ids=position_ids
+        )
+        if packed:
+            sample["cu_seqlens"] = packed[0]
+        return sample

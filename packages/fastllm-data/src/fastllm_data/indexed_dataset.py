@@ -8,10 +8,12 @@ sequences).
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 import struct
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -68,6 +70,23 @@ class IndexedDataset:
         self.tokens: NDArray[Any] = np.frombuffer(data, self.dtype)
         if check:
             self._check()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"prefix": self.prefix, "identity": self._identity()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["prefix"], check=False)  # as it was when the other process opened it
+        if self._identity() != state["identity"]:
+            raise UserError(f"{self.prefix}: the files have changed since they were opened")
+
+    def _identity(self) -> list[tuple[int, int]]:
+        found = [path.stat() for path in (self.idx_path, self.bin_path)]
+        return [(info.st_size, info.st_mtime_ns) for info in found]
+
+    @cached_property
+    def lengths_sha256(self) -> str:
+        """Hash of ``lengths``, which is all that indices for training depend on."""
+        return sha256(self.lengths)
 
     def _read_header(self, index: mmap.mmap | bytes) -> tuple[np.dtype[Any], int, int]:
         path, size = self.idx_path, len(index)
@@ -172,6 +191,11 @@ class IndexedDataset:
         start = int(self.offsets[first]) // self.dtype.itemsize
         stop = (int(self.offsets[last - 1]) // self.dtype.itemsize) + int(self.lengths[last - 1])
         return self.tokens[start:stop]
+
+
+def sha256(array: NDArray[Any]) -> str:
+    """Of an array's bytes, in order."""
+    return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8)).hexdigest()
 
 
 def _map(path: Path) -> mmap.mmap | bytes:
