@@ -50,10 +50,8 @@ class BlendedDataset:
             if len(share) != len(lengths) or (share <= 0).any() or not np.isfinite(share).all():
                 raise UserError("a blend needs one positive weight per dataset")
             total = int(lengths.sum())
-            if size is None:
-                samples = total
-            else:
-                samples = min(size, total) if weights is None else size
+            asked = total if size is None else size
+            samples = min(asked, total) if weights is None else asked
             share = share / share.sum()
             key = {"kind": "blend", "weights": [w.hex() for w in share.tolist()], "size": samples}
 

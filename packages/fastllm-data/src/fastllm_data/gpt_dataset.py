@@ -143,7 +143,7 @@ class GPTDataset:
                 f"{indexed.prefix}: {total} tokens are fewer than one sample of {seq_len}",
                 "give this split a larger share, more data, or a shorter seq_len",
             )
-        arguments = {
+        arguments: dict[str, Any] = {
             "epochs": self.plan.epochs,
             "separate": self.plan.separate_final_epoch,
             "seq_length": seq_len,
@@ -154,7 +154,11 @@ class GPTDataset:
         }
 
         def build() -> Arrays:
-            made = gpt_indices(lengths=lengths, documents=documents, **arguments)
+            made: tuple[NDArray[Any], ...] = gpt_indices(
+                lengths=lengths,
+                documents=documents,
+                **arguments,
+            )
             return dict(zip(("document_index", "sample_index", "shuffle_index"), made, strict=True))
 
         folder = None if cache_dir is None else Path(cache_dir)

@@ -21,7 +21,7 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -107,12 +107,16 @@ def _load(entry: Path, *, check: bool = True) -> Arrays | None:
         arrays: Arrays = {}
         for name, crc in described["crc32"].items():
             array = np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            if check and zlib.crc32(array.reshape(-1).view(np.uint8)) != crc:
+            if check and _crc32(array) != crc:
                 return None
             arrays[name] = array.view(np.ndarray)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
         return None
     return arrays
+
+
+def _crc32(array: NDArray[Any]) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).data.cast("B"))
 
 
 def _publish(folder: Path, entry: Path, key: str, arrays: Arrays) -> None:
@@ -126,7 +130,7 @@ def _publish(folder: Path, entry: Path, key: str, arrays: Arrays) -> None:
                 np.save(file, array, allow_pickle=False)
                 file.flush()
                 os.fsync(file.fileno())
-            crcs[name] = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            crcs[name] = _crc32(array)
         with (partial / DESCRIPTION).open("w", encoding="utf-8") as file:
             json.dump({"key": json.loads(key), "crc32": crcs}, file, indent=1)
             file.flush()
@@ -149,7 +153,7 @@ def _remove(entry: Path, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, ready: Callable[[], bool]) -> Iterator[bool]:
+def _locked(path: Path, ready: Callable[[], bool]) -> Generator[bool]:
     """Hold the lock, True; or leave without it, False, as soon as ``ready()``."""
     token = f"{socket.gethostname()} {os.getpid()} {secrets.token_hex(8)}"
     if not _acquire(path, token, ready):

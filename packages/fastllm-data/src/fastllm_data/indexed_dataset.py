@@ -195,7 +195,7 @@ class IndexedDataset:
 
 def sha256(array: NDArray[Any]) -> str:
     """Of an array's bytes, in order."""
-    return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).data.cast("B")).hexdigest()
 
 
 def _map(path: Path) -> mmap.mmap | bytes:
