@@ -96,11 +96,14 @@ struct PyEncoder {
             const py::gil_scoped_release release;
             thread->encode({texts.begin(), texts.end()}, ids, ends);
         }
+        // Lists, not arrays: this is for comparing encoders before a run, and importing numpy would
+        // cost more than the comparison.
         py::list result;
         size_t begin = 0;
         for (const size_t end : ends) {
-            result.append(
-                py::array_t<uint32_t>(static_cast<py::ssize_t>(end - begin), ids.data() + begin));
+            py::list of_text(end - begin);
+            for (size_t i = begin; i < end; ++i) of_text[i - begin] = ids[i];
+            result.append(std::move(of_text));
             begin = end;
         }
         return result;

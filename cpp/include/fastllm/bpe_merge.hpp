@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "fastllm/huge_pages.hpp"
+
 namespace fastllm {
 
 // (left id, right id) → (rank, merged id), open addressing.
@@ -39,7 +41,7 @@ class MergeTable {
     };
     size_t slot(uint64_t key) const { return size_t((key * 0x9E3779B97F4A7C15ull) >> 32) & mask_; }
 
-    std::vector<Entry> entries_;
+    HugePageVector<Entry> entries_;
     size_t mask_ = 0;
     size_t count_ = 0;
 };

@@ -1,11 +1,11 @@
-// A direct-mapped cache from a short piece of text to its token ids, one cache line an entry.
+// A cache from a short piece of text to its token ids: sets of two entries, one cache line each.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
+
+#include "fastllm/huge_pages.hpp"
 
 namespace fastllm {
 
@@ -24,25 +24,41 @@ class ChunkCache {
 
     // 2^log2_entries entries of 64 bytes.
     explicit ChunkCache(unsigned log2_entries)
-        : mask_((size_t(1) << log2_entries) - 1),
-          entries_(static_cast<Entry*>(std::aligned_alloc(64, (mask_ + 1) * sizeof(Entry)))) {
-        if (!entries_) throw std::bad_alloc();
-        std::memset(static_cast<void*>(entries_.get()), 0, (mask_ + 1) * sizeof(Entry));
-    }
+        : mask_((size_t(1) << log2_entries) - 2), entries_(size_t(1) << log2_entries) {}
 
-    // The entry where a text of this hash is or would be.
-    Entry* at(uint64_t hash) { return entries_.get() + (hash & mask_); }
+    // The two entries where a text of this hash is or would be.
+    Entry* set(uint64_t hash) { return entries_.data() + (hash & mask_); }
 
-    static bool holds(const Entry& entry, const char* text, size_t size) {
-        return entry.size == size && std::memcmp(entry.key, text, size) == 0;
+    // The entry of the set that holds the text, or null.
+    static const Entry* find(const Entry* set, const char* text, size_t size) {
+        if (set[0].size == size && same(set[0].key, text, size)) return set;
+        if (set[1].size == size && same(set[1].key, text, size)) return set + 1;
+        return nullptr;
     }
-    static void store(Entry& entry, const char* text, size_t size, const uint32_t* ids,
+    // Replaces the older of the set's entries.
+    static void store(Entry* set, const char* text, size_t size, const uint32_t* ids,
                       size_t count) {
         if (size > kMaxKey || count > kMaxIds) return;
+        set[1] = set[0];
+        Entry& entry = set[0];
         entry.size = uint8_t(size);
         entry.count = uint8_t(count);
         std::memcpy(entry.key, text, size);
         std::memcpy(entry.ids, ids, count * sizeof(uint32_t));
+    }
+
+    // Whether n bytes, 1 to kMaxKey, are equal: overlapping words, no call.
+    static bool same(const char* a, const char* b, size_t n) {
+        if (n >= 8) {
+            uint64_t differ = word<uint64_t>(a + n - 8) ^ word<uint64_t>(b + n - 8);
+            for (size_t i = 0; i + 8 < n; i += 8)
+                differ |= word<uint64_t>(a + i) ^ word<uint64_t>(b + i);
+            return differ == 0;
+        }
+        if (n >= 4)
+            return ((word<uint32_t>(a) ^ word<uint32_t>(b)) |
+                    (word<uint32_t>(a + n - 4) ^ word<uint32_t>(b + n - 4))) == 0;
+        return ((a[0] ^ b[0]) | (a[n >> 1] ^ b[n >> 1]) | (a[n - 1] ^ b[n - 1])) == 0;
     }
 
     // Multiply-fold hash of 1 to kMaxKey bytes; reads no byte outside them.
@@ -76,11 +92,14 @@ class ChunkCache {
     }
 
   private:
-    struct Free {
-        void operator()(Entry* entries) const { std::free(entries); }
-    };
+    template <class T>
+    static T word(const char* p) {
+        T value;
+        std::memcpy(&value, p, sizeof value);
+        return value;
+    }
     size_t mask_;
-    std::unique_ptr<Entry, Free> entries_;
+    HugePageVector<Entry> entries_;
 };
 
 }  // namespace fastllm

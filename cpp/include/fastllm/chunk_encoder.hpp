@@ -22,32 +22,44 @@ class ChunkEncoder {
         Chunk& chunk = chunks_[pending_++];
         chunk.text = text;
         chunk.size = size;
-        chunk.entry = nullptr;
+        chunk.set = nullptr;
         bytes_ += size;
         if (cached && size <= ChunkCache::kMaxKey) {
-            chunk.entry = cache_.at(ChunkCache::hash(text, size));
-            __builtin_prefetch(chunk.entry);
+            chunk.set = cache_.set(ChunkCache::hash(text, size));
+            __builtin_prefetch(chunk.set);
+            __builtin_prefetch(chunk.set + 1);
         }
+    }
+    // Queues a chunk whose only id is known.
+    void add_id(uint32_t id) {
+        Chunk& chunk = chunks_[pending_++];
+        chunk.text = nullptr;
+        chunk.size = id;
+        ++bytes_;
     }
     bool full() const { return pending_ == kBatch; }
 
     // Appends the ids of all queued chunks. `encode(text, size, out)` returns the end of what it
     // wrote: at most `ids_per_byte` ids a byte. `emitted(from, out)` may change what one chunk
-    // gave.
+    // gave, but not a known id.
     template <class Encode, class Emitted>
     void flush(IdBuffer& ids, size_t ids_per_byte, const Encode& encode, const Emitted& emitted) {
         uint32_t* out = ids.grow(ids_per_byte * bytes_ + ChunkCache::kMaxIds);
         for (size_t i = 0; i < pending_; ++i) {
             const Chunk& chunk = chunks_[i];
+            if (!chunk.text) {
+                *out++ = uint32_t(chunk.size);
+                continue;
+            }
             uint32_t* const from = out;
-            if (chunk.entry && ChunkCache::holds(*chunk.entry, chunk.text, chunk.size)) {
-                std::memcpy(out, chunk.entry->ids, sizeof chunk.entry->ids);
-                out += chunk.entry->count;
+            if (const ChunkCache::Entry* const entry =
+                    chunk.set ? ChunkCache::find(chunk.set, chunk.text, chunk.size) : nullptr) {
+                std::memcpy(out, entry->ids, sizeof entry->ids);
+                out += entry->count;
             } else {
                 out = encode(chunk.text, chunk.size, out);
-                if (chunk.entry)
-                    ChunkCache::store(*chunk.entry, chunk.text, chunk.size, from,
-                                      size_t(out - from));
+                if (chunk.set)
+                    ChunkCache::store(chunk.set, chunk.text, chunk.size, from, size_t(out - from));
             }
             out = emitted(from, out);
         }
@@ -58,9 +70,9 @@ class ChunkEncoder {
 
   private:
     struct Chunk {
-        const char* text;
+        const char* text;  // null: `size` is the only id
         size_t size;
-        ChunkCache::Entry* entry;  // null: not cached
+        ChunkCache::Entry* set;  // null: not cached
     };
     static constexpr size_t kBatch = 64;
 

@@ -12,7 +12,7 @@ constexpr size_t kShort = 48;
 void MergeTable::reserve(size_t expected) {
     size_t size = 16;
     while (size < expected * 2) size *= 2;
-    std::vector<Entry> old(size, Entry{kEmpty, {kNone, 0}});
+    HugePageVector<Entry> old(size, Entry{kEmpty, {kNone, 0}});
     old.swap(entries_);
     mask_ = size - 1;
     count_ = 0;

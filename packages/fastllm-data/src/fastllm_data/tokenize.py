@@ -212,7 +212,7 @@ def choose_encoder(
         texts = sample_texts(source, options.keys, options.verify_sample)
         expected = tokenizer.reference.encode(texts) if texts else []
         for text, got, want in zip(texts, fast.encode_batch(texts), expected, strict=True):
-            if got.tolist() != want:
+            if got != want:
                 print(
                     f"warning: {source.name}: the fast encoder differs from the reference on "
                     f"{text[:60]!r}; using the reference library",

@@ -178,6 +178,7 @@ def _rank_tokenizer(kind: str, path: Path, content: bytes, ranks: RankFile) -> T
 def _json_tokenizer(
     path: Path, content: bytes, merges: Path | None, parse_special: bool | None
 ) -> Tokenizer:
+    serialized: bytes | None = content
     try:
         parsed: dict[str, Any] = json.loads(content)
         # By type, not by presence: "config", "vocab" and "model" are tokens of GPT-2.
@@ -186,7 +187,8 @@ def _json_tokenizer(
         if not isinstance(parsed.get("model"), dict):
             merges_txt = _read(merges if merges is not None else path.with_name("merges.txt"))
             parsed = parse_gpt2(content, merges_txt)
-            content = json.dumps(parsed).encode()
+            content += merges_txt
+            serialized = None
         vocab: dict[str, int] | list[Any] = parsed["model"]["vocab"]
         listed: list[dict[str, Any]] = parsed["added_tokens"] or []
         added: dict[str, int] = {t["content"]: int(t["id"]) for t in listed}
@@ -203,7 +205,7 @@ def _json_tokenizer(
     def reference() -> Reference:
         from tokenizers import Tokenizer as HFTokenizer
 
-        hf = HFTokenizer.from_buffer(content)
+        hf = HFTokenizer.from_buffer(serialized or json.dumps(parsed).encode())
         hf.encode_special_tokens = parse_special is False
 
         def encode(texts: list[str]) -> list[list[int]]:

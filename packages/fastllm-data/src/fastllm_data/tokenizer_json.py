@@ -33,9 +33,8 @@ def byte_of_character() -> dict[str, int]:
 
 def token_bytes(token: str) -> bytes | None:
     """The bytes that a byte-level token stands for; None if it is not written that way."""
-    table = byte_of_character()
     try:
-        return bytes([table[character] for character in token])
+        return bytes(map(byte_of_character().__getitem__, token))
     except KeyError:
         return None
 
