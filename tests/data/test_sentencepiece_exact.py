@@ -65,7 +65,7 @@ def train(name: str) -> tuple[Any, Any]:
 
 def assert_same(processor: Any, encoder: Any, texts: list[str]) -> None:
     for text, ids in zip(texts, encoder.encode_batch(texts), strict=True):
-        assert ids.tolist() == processor.EncodeAsIds(text), repr(text)
+        assert ids == processor.EncodeAsIds(text), repr(text)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -9,7 +9,7 @@
 namespace fastllm {
 namespace {
 
-constexpr unsigned kCacheLog2 = 19;  // 32 MiB a thread
+constexpr unsigned kCacheLog2 = 18;  // 16 MiB a thread
 constexpr uint32_t kNoId = 0xFFFFFFFFu;
 
 }  // namespace
