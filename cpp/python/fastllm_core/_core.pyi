@@ -88,11 +88,10 @@ class SampleReader:
         reset_position_ids: bool,
         packed: bool,
     ) -> None: ...
-    # tokens, labels (int64), loss_mask (float32), position_ids (int64), cu_seqlens (int32) if packed
+    # tokens, labels, loss_mask, position_ids and, if packed, cu_seqlens
     def read(self, i: int) -> tuple[NDArray[Any], ...]: ...
 
 def count_tokens(lengths: NDArray[np.int32], documents: NDArray[np.int32]) -> int: ...
-
 def gpt_indices(
     *,
     lengths: NDArray[np.int32],
