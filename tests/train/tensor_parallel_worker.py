@@ -19,11 +19,11 @@ from train_layouts import TINY
 
 from fastllm_planner.arch import ArchSpec, iter_params, spec_from_dict
 from fastllm_train.layout import ParallelConfig
+from fastllm_train.mesh import Mesh, build_mesh
 from fastllm_train.models.decoder import Decoder, TrainingModel
 from fastllm_train.models.initialise import initialise
 from fastllm_train.tensor_parallel import apply, layers
 from fastllm_train.tensor_parallel.apply import cut_to_rank, join_from_ranks, parallelise
-from fastllm_train.tensor_parallel.mesh import Mesh, build_mesh
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama, 2 key heads": {},
@@ -97,7 +97,7 @@ def error_of(spec: ArchSpec, mesh: Mesh, sequence: bool, recompute: str) -> dict
         worst = max(worst, float((joined - want).norm() / torch.max(want.norm(), 1e-3 * total)))
         if by_name[name].tp_axis is None:
             first = grad.clone()
-            dist.broadcast(first, src=mesh.dp_rank * mesh.tp, group=mesh.tp_group)
+            dist.broadcast(first, src=0, group=mesh.tp_group)
             unequal = max(unequal, float(not torch.equal(first, grad)))
     difference = float((losses[1] - losses[0]).detach().abs() / losses[0].detach().abs())
     return {"loss": difference, "gradient": worst, "replicas differ": unequal}

@@ -134,7 +134,11 @@ def test_key_heads_are_shared_by_the_ranks_of_their_queries() -> None:
         ({"tp": 4}, {"ffn_hidden": 98}, "tp=4 does not divide 98 MLP columns"),
         ({"tp": 4}, {"vocab": 129}, "tp=4 does not divide 129 vocabulary entries"),
         ({"tp": 6}, {"heads": 12, "kv_heads": 4, "vocab": 132}, "neither divides the other"),
-        ({"tp": 2}, {"moe": {"experts": 2, "active_experts": 1, "ffn_hidden": 8}}, "experts"),
+        (
+            {"tp": 4},
+            {"moe": {"experts": 2, "active_experts": 1, "ffn_hidden": 6}},
+            "4 does not divide 6 columns of an expert",
+        ),
     ],
 )
 def test_refused_layouts(

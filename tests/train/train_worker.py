@@ -70,11 +70,11 @@ def _run(name: str, config: Config) -> dict[str, Any]:
     folder = Path(config.run.out) / f"global_step{SAVE_AT}"
     loading = name.startswith("load")
     start = PortableCheckpoint(folder, spec) if loading and is_portable(folder) else None
-    marked = module.mark_sharded
+    marked = module.mark_counted
     if name.startswith("unmarked"):
-        module.mark_sharded = lambda *_: None
+        module.mark_counted = lambda *_: None
     engine = module.DeepSpeedEngine(config, spec, "cpu", start)
-    module.mark_sharded = marked
+    module.mark_counted = marked
     first = 1
     if loading:
         state = engine.load(folder)

@@ -25,6 +25,7 @@ from fastllm_train.optimizer import OptimConfig
 from fastllm_train.precision import PrecisionConfig
 from fastllm_train.run_folder import RunConfig
 from fastllm_train.schedule import ScheduleConfig
+from fastllm_train.speed import SpeedConfig
 
 MAX_BASES = 8
 
@@ -40,6 +41,7 @@ class Config:
     optim: OptimConfig
     schedule: ScheduleConfig
     precision: PrecisionConfig
+    speed: SpeedConfig
     checkpoint: CheckpointConfig
     run: RunConfig
 

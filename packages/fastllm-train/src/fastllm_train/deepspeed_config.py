@@ -16,6 +16,8 @@ def effective_zero_stage(config: Config) -> tuple[int, str]:
     applied before any data. ZeRO-1 keeps the same arithmetic and has no such step.
     """
     stage = config.parallel.zero_stage
+    if stage == 0 and config.parallel.ep > 1:
+        return 1, "experts that are shared out over ranks run with ZeRO"
     if stage == 0 and config.precision.dtype == "bf16":
         return (
             1,
@@ -38,7 +40,8 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
     if parallel.offload == "optimizer+params":
         zero["offload_param"] = {"device": "cpu", "pin_memory": False}
     return {
-        "train_batch_size": batch.global_size,
+        # DeepSpeed counts the ranks of a sequence as replicas.
+        "train_batch_size": batch.global_size * parallel.cp,
         "train_micro_batch_size_per_gpu": batch.micro,
         "gradient_accumulation_steps": batch.accumulation(parallel.dp),
         "gradient_clipping": config.optim.clip,

@@ -8,25 +8,39 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from fastllm_planner.arch import ArchSpec, ParamSpec, iter_params
 from fastllm_train.config import Config
+from fastllm_train.context_parallel import cut_context, part_of_sequence
 from fastllm_train.data import MicroBatch
 from fastllm_train.deepspeed_config import deepspeed_config, effective_zero_stage
 from fastllm_train.deepspeed_states import MOMENTS, EngineStates
 from fastllm_train.engine import StepOutcome
-from fastllm_train.models.decoder import Decoder, TrainingModel, assert_parameters
+from fastllm_train.expert_parallel import mark_experts
+from fastllm_train.mesh import build_mesh
+from fastllm_train.model_part import (
+    activation_shape,
+    build_part,
+    materialise,
+    owners,
+    whole_model,
+)
+from fastllm_train.models.decoder import TrainingModel
 from fastllm_train.models.initialise import initialise
 from fastllm_train.optimizer import build_optimizer, parameter_groups
+from fastllm_train.pipeline.exchange import Exchange
+from fastllm_train.pipeline.run import Runner
+from fastllm_train.pipeline.stage import PipelineStage
+from fastllm_train.pipeline.tied import TiedEmbedding
 from fastllm_train.portable import (
     PortableCheckpoint,
     WholeState,
@@ -37,10 +51,8 @@ from fastllm_train.portable import (
 from fastllm_train.tensor_parallel.apply import (
     cut_to_rank,
     join_from_ranks,
-    mark_sharded,
-    parallelise,
+    mark_counted,
 )
-from fastllm_train.tensor_parallel.mesh import build_mesh
 
 STATE_KEY = "fastllm"
 
@@ -65,7 +77,8 @@ def import_deepspeed(device: str) -> ModuleType:
 
 
 class DeepSpeedEngine:
-    """See ``Engine``. Data and tensor parallel; one pipeline stage."""
+    """See ``Engine``. Each rank's part of the model is a module of DeepSpeed's plain engine; the
+    pipeline's schedule is ours."""
 
     def __init__(
         self,
@@ -82,9 +95,19 @@ class DeepSpeedEngine:
         self._portable = config.checkpoint.format == "portable"
         self._device = torch.device(device)
         self._stage, _ = effective_zero_stage(config)
+        self._norm: float | None = None  # of a step without ZeRO
         self._mesh = build_mesh(config.parallel)
+        self._owners = owners(config, spec)
         settings = deepspeed_config(config)
-        self._model = self._build(config, settings)
+        self._model, tied_copy = self._build(config, settings)
+        shape, dtype = activation_shape(config, spec), config.precision.torch_dtype
+        self._exchange = Exchange(self._mesh, shape, dtype, self._device)
+        self._tied: TiedEmbedding | None = None
+        if spec.tied_embeddings and config.parallel.pp > 1:
+            trunk = self._model.model
+            embedding = trunk.embed_tokens.weight if self._mesh.first_stage else None
+            self._tied = TiedEmbedding(self._mesh, self._exchange, embedding, tied_copy)
+            self._tied.share_weight()
         groups = parameter_groups(self._model.named_parameters(), config.optim.weight_decay)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=self._model,
@@ -95,60 +118,77 @@ class DeepSpeedEngine:
         )
         self._states = EngineStates(self._engine, self._stage, MOMENTS[config.optim.name])
 
-    def _build(self, config: Config, settings: dict[str, Any]) -> TrainingModel:
-        """The model of this rank with its initial weights, on its device and in its dtype."""
+    def _build(
+        self, config: Config, settings: dict[str, Any]
+    ) -> tuple[TrainingModel | PipelineStage, torch.Tensor | None]:
+        """This rank's part with its initial weights, on its device and in its dtype; and the copy
+        of ``materialise``."""
         import deepspeed
 
-        spec, mesh = self._spec, self._mesh
-        # Under ZeRO-3 modules are sharded as they are made. A tensor-parallel model is cut first.
-        # No dtype argument: where fp16 is unsupported (CPU), DeepSpeed 0.19 takes bf16 whatever it
-        # says (`dtype or fp16 if supported else bf16`); from the configuration it reads it right.
-        sharded = self._stage == 3 and mesh.tp == 1
-        construct = deepspeed.zero.Init(config_dict_or_path=settings) if sharded else nullcontext()
-        with construct:
-            model = TrainingModel(Decoder(spec, recompute=config.parallel.recompute))
-        assert_parameters(model, spec)
-        cut = None
-        if mesh.tp > 1:
-            parallelise(model, spec, mesh, sequence_parallel=config.parallel.sequence_parallel)
-            mark_sharded(model, spec, mesh)
-            cut = partial(cut_to_rank, spec, mesh)
-        gathered = deepspeed.zero.GatheredParameters
-        gather = (lambda p: gathered([p], modifier_rank=0)) if sharded else None
+        spec, mesh, parallel = self._spec, self._mesh, config.parallel
+        gather: Callable[[torch.nn.Parameter], Any] | None = None
+        copy: torch.Tensor | None = None
+        if self._stage == 3 and parallel.tp == 1:
+            # Modules are sharded as they are made; with tensor parallelism they are cut first.
+            # No dtype argument: where fp16 is unsupported (CPU), DeepSpeed 0.19 takes bf16 whatever
+            # it says (`dtype or fp16 if supported else bf16`); the configuration it reads right.
+            with deepspeed.zero.Init(config_dict_or_path=settings):
+                model = whole_model(config, spec)
+            if parallel.cp > 1:
+                cut_context(model.model, mesh)
+            gathered = deepspeed.zero.GatheredParameters
+            gather = lambda p: gathered([p], modifier_rank=0)  # noqa: E731
+        else:
+            model = build_part(config, spec, mesh)
+            copy = materialise(model, self._device, config.precision.torch_dtype)
+            mark_counted(model, spec, mesh)
+            if parallel.ep > 1:
+                model.expert_groups = mark_experts(model, mesh)
         value = None if self._start is None else self._start.weight
+        cut = partial(cut_to_rank, spec, mesh)
         initialise(model, spec, config.run.seed, gather, cut, value)
-        return model.to(device=self._device, dtype=config.precision.torch_dtype)
+        return model.to(device=self._device, dtype=config.precision.torch_dtype), copy
 
     def train_step(self, batches: Sequence[MicroBatch], lr: float, *, stop: bool) -> StepOutcome:
         """One step. Gradients are those of Σ w·loss / Σ w over the **global** batch: weights are
         summed over ranks first, so accumulation and data parallelism change nothing."""
+        parallel = self._mesh.parallel
         clock = _Clock(self._device)
-        weight = self._global_sum([sum(float(b.loss_mask.sum()) for b in batches)])[0]
-        # DeepSpeed averages over ranks and micro-batches; this makes it the global mean.
-        scale = self._mesh.dp * len(batches) / max(weight, 1.0)
-        norm: float | None = None
-        total = torch.zeros((), dtype=torch.float64, device=self._device)
-        for batch in batches:
-            tensors = [
-                self._to_device(a)
-                for a in (batch.tokens, batch.position_ids, batch.labels, batch.loss_mask)
-            ]
-            loss = self._engine(*tensors)
-            total += loss.cross_entropy.double()
-            clock.lap("forward")
-            self._engine.backward(loss.objective * scale)
-            clock.lap("backward")
-            if batch is batches[-1]:
-                for group in self._optimizer.param_groups:
-                    group["lr"] = lr
-                if self._stage == 0:
-                    norm = self._norm_of_gradients()
-            self._engine.step()
-            clock.lap("optimizer")
+        tensors = [self._tensors(batch) for batch in batches]
+        weight = self._global_sum([sum(float(t[3].sum()) for t in tensors)])[0]
+        # DeepSpeed averages over the ranks of the data group; this makes it the global mean.
+        scale = parallel.dp * parallel.cp / max(weight, 1.0)
+        self._norm = None
+        runner = Runner(
+            self._mesh,
+            self._exchange,
+            self._tied,
+            call=self._engine,
+            backward=partial(self._engine.backward, scale_wrt_gas=False),
+            done=partial(self._end_backward, lr, clock),
+            lap=clock.lap,
+        )
+        total = runner.run(tensors, scale)
+        if self._tied is not None:
+            self._tied.share_weight()
+        self._exchange.finish()
+        norm = self._norm
         if norm is None:
             norm = float(self._engine.get_global_grad_norm())
-        loss_sum, asked = self._global_sum([float(total), float(stop)])
-        return StepOutcome(loss_sum / max(weight, 1.0), norm, asked > 0, clock.seconds)
+        loss_sum = self._global_sum([float(total)])[0]
+        asked = self._any_rank(stop)
+        clock.lap("optimizer")
+        return StepOutcome(loss_sum / max(weight, 1.0), norm, asked, clock.seconds)
+
+    def _end_backward(self, lr: float, clock: _Clock, last: bool) -> None:
+        """DeepSpeed counts micro-batches; after the last one it updates the weights."""
+        if last:
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+            if self._stage == 0:
+                self._norm = self._norm_of_gradients()
+        self._engine.step()
+        clock.lap("optimizer")
 
     def save(self, folder: Path, state: Mapping[str, Any]) -> None:
         if not self._portable:
@@ -160,9 +200,9 @@ class DeepSpeedEngine:
             )
             return
         rank, world_size = dist.get_rank(), dist.get_world_size()
-        write_share(folder, self._whole_states(), rank, world_size)
+        write_share(folder, self._whole_states(), self._owners, rank, world_size)
         if rank == 0:
-            write_description(folder, self._spec, state, world_size)
+            write_description(folder, self._spec, state, self._owners, world_size)
 
     def load(self, folder: Path) -> dict[str, Any]:
         if is_portable(folder):
@@ -171,11 +211,22 @@ class DeepSpeedEngine:
         if path is None or STATE_KEY not in state:
             raise RuntimeError(f"DeepSpeed could not load {folder}")
         torch.set_rng_state(state[STATE_KEY]["rng"])
+        if self._tied is not None:
+            self._tied.share_weight()
+            self._exchange.finish()
         return state[STATE_KEY]
 
     def master_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for param, named in self._parameters():
-            yield param.name, self._joined(param, self._states.weight(named))
+        held = {p.name: self._joined(p, self._states.weight(v)) for p, v in self._parameters()}
+        for param in iter_params(self._spec):
+            if param.tied_to is None:
+                whole = held.get(param.name)
+                if whole is None:
+                    whole = torch.empty(param.shape)
+                if self._mesh.parallel.pp > 1 or self._mesh.parallel.ep > 1:
+                    whole = whole.to(self._device)
+                    dist.broadcast(whole, src=self._owners[param.name])
+                yield param.name, whole.cpu()
 
     def _load_portable(self, folder: Path) -> dict[str, Any]:
         start = self._start
@@ -190,6 +241,9 @@ class DeepSpeedEngine:
             }
             weight = cut_to_rank(self._spec, self._mesh, param, start.weight(param))
             self._states.restore(named, weight.to(self._device), values)
+        if self._tied is not None:
+            self._tied.share_weight()
+            self._exchange.finish()
         return start.state
 
     def _whole_states(self) -> Iterator[WholeState]:
@@ -207,25 +261,36 @@ class DeepSpeedEngine:
     def _joined(self, param: ParamSpec, part: torch.Tensor) -> torch.Tensor:
         return join_from_ranks(self._spec, self._mesh, param, part).cpu()
 
-    def _to_device(self, array: Any) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._device, non_blocking=True)
+    def _tensors(self, batch: MicroBatch) -> list[torch.Tensor]:
+        """Tokens, positions, labels and mask of this rank's part of the sequences."""
+        arrays = (batch.tokens, batch.position_ids, batch.labels, batch.loss_mask)
+        return [
+            torch.from_numpy(np.ascontiguousarray(part_of_sequence(a, self._mesh))).to(
+                self._device, non_blocking=True
+            )
+            for a in arrays
+        ]
 
     def _global_sum(self, values: Sequence[float]) -> list[float]:
-        """Sums over the replicas; ranks of one replica must agree on their values (or, for a flag,
-        one suffices: the sum is then above zero on all)."""
-        packed = torch.tensor(values, dtype=torch.float64, device=self._device)
+        """Sums over tokens: the last stage's ranks have them, tensor-parallel ones in copies."""
+        counts = self._mesh.last_stage and self._mesh.tp_rank == 0
+        packed = torch.tensor(values, dtype=torch.float64, device=self._device) * counts
         dist.all_reduce(packed)
-        return (packed / self._mesh.tp).tolist()
+        return packed.tolist()
+
+    def _any_rank(self, asked: bool) -> bool:
+        flag = torch.tensor(float(asked), device=self._device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag)
 
     def _norm_of_gradients(self) -> float:
         """ZeRO-0 reports no norm. The gradients are already reduced over the replicas; of a tensor
         that tensor-parallel ranks hold in copies, one rank's counts."""
-        first = self._mesh.tp_rank == 0
         squares = torch.zeros((), dtype=torch.float64, device=self._device)
         for param in self._model.parameters():
-            if param.grad is not None and (first or hasattr(param, "tensor_model_parallel")):
+            if param.grad is not None and hasattr(param, "model_parallel"):
                 squares += torch.linalg.vector_norm(param.grad, dtype=torch.float32).double() ** 2
-        dist.all_reduce(squares, group=self._mesh.tp_group)
+        dist.all_reduce(squares, group=self._mesh.model_group)
         return math.sqrt(float(squares))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from fastllm_train.errors import UserError
 
@@ -11,10 +11,33 @@ Offload = Literal["none", "optimizer", "optimizer+params"]
 Recompute = Literal["none", "selective", "full"]
 
 
+# Coordinates of a rank, slowest first. Data parallelism is edp * ep: neighbouring replicas share
+# out the experts.
+AXES = ("pp", "edp", "ep", "cp", "tp")
+
+
+class Coordinates(NamedTuple):
+    """Where a rank stands on each of ``AXES``; tensor-parallel ranks are neighbours (the order of
+    Megatron-LM: tensor, context, expert, data, pipeline)."""
+
+    pp: int
+    edp: int
+    ep: int
+    cp: int
+    tp: int
+
+    def dp(self, parallel: ParallelConfig) -> int:
+        """Which replica of the model this rank belongs to."""
+        return self.edp * parallel.ep + self.ep
+
+
 @dataclass(frozen=True)
 class ParallelConfig:
     """Sizes of the parallel dimensions; a job has ``dp*tp*pp*cp`` processes.
 
+    ``ep`` replicas share out the experts (it divides ``dp`` and adds no processes). ``cp`` ranks
+    share a sequence; attention exchanges heads for positions (Jacobs et al. 2023,
+    arXiv:2309.14509).
     ``recompute``: "full" keeps only each block's input and runs the block again in the backward
     pass (Chen et al. 2016, arXiv:1604.06174); "selective" recomputes the attention core alone
     (Korthikanti et al. 2022, arXiv:2205.05198).
@@ -37,11 +60,38 @@ class ParallelConfig:
                 raise UserError(f"parallel.{name}={getattr(self, name)} is not a positive number")
         if self.zero_stage not in (0, 1, 2, 3):
             raise UserError(f"parallel.zero_stage={self.zero_stage}", hint="use 0, 1, 2 or 3")
+        if self.dp % self.ep:
+            raise UserError(
+                f"parallel.ep={self.ep} does not divide parallel.dp={self.dp}: experts are shared "
+                "out among replicas",
+                hint="set parallel.ep to a divisor of parallel.dp",
+            )
+
+    def axis_sizes(self) -> dict[str, int]:
+        """By name of ``AXES``."""
+        return {
+            "pp": self.pp,
+            "edp": self.dp // self.ep,
+            "ep": self.ep,
+            "cp": self.cp,
+            "tp": self.tp,
+        }
+
+    def coordinates(self, rank: int) -> Coordinates:
+        values: dict[str, int] = {}
+        for axis, size in reversed(self.axis_sizes().items()):
+            rank, values[axis] = divmod(rank, size)
+        return Coordinates(**values)
+
+    def rank_of(self, at: Coordinates) -> int:
+        rank = 0
+        for axis, size in self.axis_sizes().items():
+            rank = rank * size + getattr(at, axis)
+        return rank
 
     def dp_rank(self, rank: int) -> int:
-        """Which replica of the model process ``rank`` belongs to; tensor-parallel ranks are
-        neighbours."""
-        return rank // self.tp
+        """Which replica of the model process ``rank`` belongs to."""
+        return self.coordinates(rank).dp(self)
 
     @property
     def world_size(self) -> int:

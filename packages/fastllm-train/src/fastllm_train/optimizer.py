@@ -44,18 +44,23 @@ def decays(shape: tuple[int, ...]) -> bool:
 def parameter_groups(
     named: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Two groups, in the model's order: decayed first. An empty group is left out."""
-    decayed: list[torch.nn.Parameter] = []
-    plain: list[torch.nn.Parameter] = []
+    """Groups in the model's order: decayed first, then the others, then each of these of experts
+    that are shared out over ranks (DeepSpeed wants them apart, and reads ``moe`` and ``name``). An
+    empty group is left out."""
+    groups: dict[tuple[bool, str], list[torch.nn.Parameter]] = {}
     for _, param in named:
         # Under ZeRO-3 a parameter is an empty shard; ds_shape is its full shape.
         shape = tuple(getattr(param, "ds_shape", param.shape))
-        (decayed if decays(shape) else plain).append(param)
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        key = (decays(shape), getattr(param, "group_name", ""))
+        groups.setdefault(key, []).append(param)
+    return [
+        {
+            "params": groups[decayed, name],
+            "weight_decay": weight_decay if decayed else 0.0,
+            **({"moe": True, "name": name} if name else {}),
+        }
+        for decayed, name in sorted(groups, key=lambda key: (key[1], not key[0]))
     ]
-    return [group for group in groups if group["params"]]
 
 
 def build_optimizer(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -50,18 +50,19 @@ def file_names(rank: int, world_size: int) -> tuple[str, str]:
     return f"model-{tail}", f"optimizer-{tail}"
 
 
-def owner_of(index: int, world_size: int) -> int:
-    """Rank that writes the ``index``-th parameter."""
-    return index % world_size
-
-
-def write_share(folder: Path, states: Iterable[WholeState], rank: int, world_size: int) -> None:
+def write_share(
+    folder: Path,
+    states: Iterable[WholeState],
+    owners: Mapping[str, int],
+    rank: int,
+    world_size: int,
+) -> None:
     """Write the parameters that ``rank`` owns; consumes all of ``states`` (making them may be
-    collective)."""
+    collective). ``owners``: which rank writes each parameter, by name."""
     weights: dict[str, torch.Tensor] = {}
     moments: dict[str, torch.Tensor] = {}
-    for index, state in enumerate(states):
-        if owner_of(index, world_size) == rank:
+    for state in states:
+        if owners[state.name] == rank:
             weights[state.name] = state.weight.contiguous()
             moments |= {f"{k}/{state.name}": m.contiguous() for k, m in state.moments.items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,14 +71,14 @@ def write_share(folder: Path, states: Iterable[WholeState], rank: int, world_siz
 
 
 def write_description(
-    folder: Path, spec: ArchSpec, state: Mapping[str, Any], world_size: int
+    folder: Path,
+    spec: ArchSpec,
+    state: Mapping[str, Any],
+    owners: Mapping[str, int],
+    world_size: int,
 ) -> None:
     """Index, config and state: one rank writes them."""
-    names = [p.name for p in iter_params(spec) if p.tied_to is None]
-    where = {
-        name: file_names(owner_of(index, world_size), world_size)[0]
-        for index, name in enumerate(names)
-    }
+    where = {name: file_names(owner, world_size)[0] for name, owner in owners.items()}
     total = sum(4 * p.numel for p in iter_params(spec) if p.tied_to is None)
     index = {"metadata": {"total_size": total}, "weight_map": where}
     for name, content in (

@@ -15,8 +15,10 @@ def refuse(config: Config, spec: ArchSpec) -> None:
     """``UserError`` for the first rule that ``config`` breaks."""
     check_supported(spec)
     _sizes(config, spec)
-    _parallel(config)
+    _pipeline(config, spec)
     _tensor_parallel(config, spec)
+    _context(config, spec)
+    _experts(config, spec)
     _zero(config)
 
 
@@ -39,25 +41,73 @@ def _sizes(config: Config, spec: ArchSpec) -> None:
         )
 
 
-def _parallel(config: Config) -> None:
+def _pipeline(config: Config, spec: ArchSpec) -> None:
     parallel = config.parallel
     if parallel.virtual_stages > 1:
         raise UserError(
-            f"parallel.virtual_stages={parallel.virtual_stages}: DeepSpeed's pipeline has no "
-            "interleaved schedule",
+            f"parallel.virtual_stages={parallel.virtual_stages}: there is no interleaved schedule "
+            "in this version",
             hint="set parallel.virtual_stages=1",
         )
-    for name, what in (
-        ("pp", "pipeline parallelism"),
-        ("cp", "context parallelism"),
-        ("ep", "expert parallelism"),
-    ):
-        size = getattr(parallel, name)
-        if size > 1:
-            raise UserError(
-                f"parallel.{name}={size}: {what} is not available in this version",
-                hint=f"set parallel.{name}=1 and raise parallel.dp",
-            )
+    if parallel.pp > spec.layers:
+        raise UserError(
+            f"parallel.pp={parallel.pp} leaves stages without layers: the model has {spec.layers}",
+            hint=f"use at most parallel.pp={spec.layers}",
+        )
+    if parallel.pp > 1 and parallel.zero_stage == 3:
+        raise UserError(
+            "parallel.zero_stage=3 gathers a layer's weights for every micro-batch, forward and "
+            "backward: with parallel.pp > 1 those of several micro-batches are under way at once",
+            hint="set parallel.zero_stage=1 or 2; the pipeline cuts the weights already",
+        )
+
+
+def _context(config: Config, spec: ArchSpec) -> None:
+    cp, tp = config.parallel.cp, config.parallel.tp
+    if cp == 1:
+        return
+    pieces = cp * tp if config.parallel.sequence_parallel else cp
+    if config.batch.seq_len % pieces:
+        raise UserError(
+            f"a sequence of {config.batch.seq_len} tokens does not divide into {pieces} parts "
+            "(parallel.cp, times parallel.tp with sequence_parallel)",
+            hint=f"use a batch.seq_len that is a multiple of {pieces}",
+        )
+    heads, kv_heads = spec.heads // tp, max(1, spec.kv_heads // tp)
+    if heads % cp:
+        raise UserError(
+            f"parallel.cp={cp} does not divide {heads} heads (heads / parallel.tp): attention "
+            "exchanges positions for heads",
+            hint="use a parallel.cp that divides them",
+        )
+    if kv_heads % cp and cp % kv_heads:
+        raise UserError(
+            f"parallel.cp={cp} and {kv_heads} key/value heads per rank: neither divides the other"
+        )
+
+
+def _experts(config: Config, spec: ArchSpec) -> None:
+    ep = config.parallel.ep
+    if ep == 1:
+        return
+    if spec.moe is None:
+        raise UserError(f"parallel.ep={ep}: the model has no experts", hint="set parallel.ep=1")
+    if spec.moe.experts % ep:
+        raise UserError(
+            f"parallel.ep={ep} does not divide {spec.moe.experts} experts",
+            hint="use a parallel.ep that divides them",
+        )
+    if config.parallel.zero_stage == 3:
+        raise UserError(
+            "parallel.zero_stage=3 shards every weight over all replicas, expert parallelism gives "
+            "each its own experts",
+            hint="set parallel.zero_stage=1 or 2, or parallel.ep=1",
+        )
+    if config.checkpoint.format != "portable":
+        raise UserError(
+            "DeepSpeed's checkpoints do not hold experts that are shared out over ranks",
+            hint='set checkpoint.format="portable"',
+        )
 
 
 def _tensor_parallel(config: Config, spec: ArchSpec) -> None:
@@ -70,14 +120,16 @@ def _tensor_parallel(config: Config, spec: ArchSpec) -> None:
                 hint="set parallel.sequence_parallel=false",
             )
         return
-    if spec.moe is not None:
+    moe = spec.moe
+    if moe is not None and spec.mlp_bias:
         raise UserError(
-            f"parallel.tp={tp}: experts cannot be cut over tensor-parallel ranks in this version",
+            f"parallel.tp={tp}: experts with biases cannot be cut over tensor-parallel ranks",
             hint="set parallel.tp=1",
         )
     for size, what in (
         (spec.heads, "heads"),
-        (spec.ffn_hidden, "MLP columns"),
+        *([(spec.ffn_hidden, "MLP columns")] if moe is None or moe.first_dense_layers else []),
+        *([(moe.ffn_hidden, "columns of an expert")] if moe is not None else []),
         (spec.vocab, "vocabulary entries"),
         *([(config.batch.seq_len, "tokens of a sequence")] if sequence_parallel else []),
     ):

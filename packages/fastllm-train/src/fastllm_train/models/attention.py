@@ -6,6 +6,7 @@ Shapes: B batch, S sequence, A query heads, K key/value heads, D head width, H h
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,26 +15,29 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastllm_planner.arch import ArchSpec
+from fastllm_train.models.kernels import TORCH, Angles, Kernels
 from fastllm_train.models.norm import build_norm
-from fastllm_train.models.rope import rotate, rotation
+from fastllm_train.models.rope import rotation
 
 
 class Positions(NamedTuple):
     """What attention knows of positions, made once per forward pass.
 
-    ``angles``: cos and sin of the rotation, or None. ``window``: bool [S, S], True where a query
+    ``angles``: the rotations, or None. ``window``: bool [S, S], True where a query
     (row) sees a key, or None when the window holds the whole sequence. ``alibi``: additive
     [A, S, S] with the causal mask in it, or None.
     """
 
-    angles: tuple[Tensor, Tensor] | None
+    angles: Angles | None
     window: Tensor | None
     alibi: Tensor | None
 
 
-def positions(spec: ArchSpec, position_ids: Tensor, dtype: torch.dtype) -> Positions:
-    """For ``position_ids`` int64 [B, S]."""
-    length, device = position_ids.shape[1], position_ids.device
+def positions(
+    spec: ArchSpec, position_ids: Tensor, dtype: torch.dtype, context_ranks: int = 1
+) -> Positions:
+    """For ``position_ids`` int64 [B, S], a rank's part of a sequence cut over ``context_ranks``."""
+    length, device = position_ids.shape[1] * context_ranks, position_ids.device
     angles = rotation(spec.rope, spec.head_dim, position_ids) if spec.position == "rope" else None
     window = None
     if spec.sliding_window is not None and spec.sliding_window < length:
@@ -75,8 +79,17 @@ class Attention(nn.Module):
     ``first_head`` is the index of this module's first query head: not 0 when heads are sharded.
     """
 
-    def __init__(self, spec: ArchSpec, layer: int, *, recompute_core: bool = False) -> None:
+    def __init__(
+        self,
+        spec: ArchSpec,
+        layer: int,
+        *,
+        recompute_core: bool = False,
+        kernels: Kernels = TORCH,
+    ) -> None:
         super().__init__()
+        self.kernels = kernels
+        self.core: Core = attend
         self.head_dim = spec.head_dim
         self.windowed = layer >= spec.full_attention_layers
         self.recompute_core = recompute_core
@@ -86,40 +99,47 @@ class Attention(nn.Module):
         self.k_proj: nn.Module = nn.Linear(spec.hidden, spec.kv_size, bias=spec.qkv_bias)
         self.v_proj: nn.Module = nn.Linear(spec.hidden, spec.kv_size, bias=spec.qkv_bias)
         if spec.qk_norm:
-            self.q_norm = build_norm(spec, spec.head_dim)
-            self.k_norm = build_norm(spec, spec.head_dim)
+            self.q_norm = build_norm(spec, spec.head_dim, kernels)
+            self.k_norm = build_norm(spec, spec.head_dim, kernels)
         self.qk_norm = spec.qk_norm
         out_bias = spec.attention_out_bias
         self.o_proj: nn.Module = nn.Linear(spec.q_size, spec.hidden, bias=out_bias)
 
     def forward(self, x: Tensor, where: Positions) -> Tensor:
-        q_BASD = self._heads(self.q_proj(x))
-        k_BKSD = self._heads(self.k_proj(x))
-        v_BKSD = self._heads(self.v_proj(x))
+        q_BSAD = self._heads(self.q_proj(x))
+        k_BSKD = self._heads(self.k_proj(x))
+        v_BSKD = self._heads(self.v_proj(x))
         if self.qk_norm:
-            q_BASD, k_BKSD = self.q_norm(q_BASD), self.k_norm(k_BKSD)
+            q_BSAD, k_BSKD = self.q_norm(q_BSAD), self.k_norm(k_BSKD)
         if where.angles is not None:
-            q_BASD, k_BKSD = rotate(q_BASD, *where.angles), rotate(k_BKSD, *where.angles)
+            q_BSAD = self.kernels.rotate(q_BSAD, where.angles)
+            k_BSKD = self.kernels.rotate(k_BSKD, where.angles)
         mask = where.window if self.windowed else None
         if where.alibi is not None:
-            mask = where.alibi[self.first_head : self.first_head + q_BASD.shape[1]]
+            mask = where.alibi[self.first_head : self.first_head + q_BSAD.shape[2]]
         if self.recompute_core:
-            mixed = checkpoint(_core, q_BASD, k_BKSD, v_BKSD, mask, use_reentrant=False)
+            mixed = checkpoint(self.core, q_BSAD, k_BSKD, v_BSKD, mask, use_reentrant=False)
         else:
-            mixed = _core(q_BASD, k_BKSD, v_BKSD, mask)
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+            mixed = self.core(q_BSAD, k_BSKD, v_BSKD, mask)
+        return self.o_proj(mixed.flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
-        """[B, S, heads*D] → [B, heads, S, D]; the number of heads follows from the width."""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        """[B, S, heads*D] → [B, S, heads, D]; the number of heads follows from the width."""
+        return x.unflatten(-1, (-1, self.head_dim))
 
 
-def _core(q_BASD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: Tensor | None) -> Tensor:
-    return F.scaled_dot_product_attention(
-        q_BASD,
-        k_BKSD,
-        v_BKSD,
+# (q [B, S, A, D], k [B, S, K, D], v [B, S, K, D], mask) → [B, S, A, D]
+Core = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+def attend(q_BSAD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask: Tensor | None) -> Tensor:
+    """Causal softmax(QKᵀ/√D)V. ``mask`` (boolean, or added to the scores), if given, is causal."""
+    mixed = F.scaled_dot_product_attention(
+        q_BSAD.transpose(1, 2),
+        k_BSKD.transpose(1, 2),
+        v_BSKD.transpose(1, 2),
         attn_mask=mask,
         is_causal=mask is None,
-        enable_gqa=q_BASD.shape[1] != k_BKSD.shape[1],
+        enable_gqa=q_BSAD.shape[2] != k_BSKD.shape[2],
     )
+    return mixed.transpose(1, 2)

@@ -5,8 +5,7 @@ Shapes: B batch, S sequence, H hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from fastllm_planner.arch import ArchSpec, iter_params
 from fastllm_train.models.attention import Attention, Positions, positions
+from fastllm_train.models.kernels import TORCH, Kernels
 from fastllm_train.models.mlp import MixtureOfExperts, build_mlp
-from fastllm_train.models.norm import build_norm, widened
+from fastllm_train.models.norm import build_norm
 from fastllm_train.models.supported import check_supported
-
-CrossEntropy = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Loss(NamedTuple):
@@ -36,46 +34,66 @@ class Loss(NamedTuple):
 class Block(nn.Module):
     """Pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)). [B, S, H] → [B, S, H]."""
 
-    def __init__(self, spec: ArchSpec, layer: int, *, recompute_core: bool) -> None:
+    def __init__(
+        self, spec: ArchSpec, layer: int, *, recompute_core: bool, kernels: Kernels
+    ) -> None:
         super().__init__()
-        self.input_layernorm = build_norm(spec, spec.hidden)
-        self.self_attn = Attention(spec, layer, recompute_core=recompute_core)
-        self.post_attention_layernorm = build_norm(spec, spec.hidden)
-        self.mlp = build_mlp(spec, layer)
+        self.input_layernorm = build_norm(spec, spec.hidden, kernels)
+        self.self_attn = Attention(spec, layer, recompute_core=recompute_core, kernels=kernels)
+        self.post_attention_layernorm = build_norm(spec, spec.hidden, kernels)
+        self.mlp = build_mlp(spec, layer, kernels)
 
     def forward(self, x: Tensor, where: Positions) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), where)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        mixed = self.self_attn(self.input_layernorm(x), where)
+        normed, x = self.post_attention_layernorm(mixed, x)
+        return x + self.mlp(normed)
 
 
 class Trunk(nn.Module):
-    """Embedding, layers, final norm: tokens [B, S] → [B, S, H]."""
+    """Embedding, layers, final norm: tokens [B, S] → [B, S, H].
 
-    def __init__(self, spec: ArchSpec, *, recompute: str) -> None:
+    A pipeline stage holds some of ``layers`` (keyed by their index in the whole model), and the
+    embedding and the norm only at the ends.
+    """
+
+    def __init__(self, spec: ArchSpec, *, recompute: str, kernels: Kernels) -> None:
         super().__init__()
         check_supported(spec)
         self.spec = spec
         self.recompute_blocks = recompute == "full"
+        self.context_ranks = 1  # over how many ranks the sequence is cut
         self.embed_tokens: nn.Module = nn.Embedding(spec.vocab, spec.hidden)
         if spec.position == "learned":
             self.embed_positions: nn.Module = nn.Embedding(spec.max_seq_len, spec.hidden)
-        self.layers = nn.ModuleList(
-            Block(spec, layer, recompute_core=recompute == "selective")
-            for layer in range(spec.layers)
+        self.layers = nn.ModuleDict(
+            {
+                str(layer): Block(
+                    spec, layer, recompute_core=recompute == "selective", kernels=kernels
+                )
+                for layer in range(spec.layers)
+            }
         )
-        self.norm = build_norm(spec, spec.hidden)
+        self.norm = build_norm(spec, spec.hidden, kernels)
 
     def forward(self, tokens: Tensor, position_ids: Tensor) -> Tensor:
+        return self.norm(self.run_layers(self.embed(tokens, position_ids), position_ids))
+
+    def embed(self, tokens: Tensor, position_ids: Tensor) -> Tensor:
+        """[B, S] → [B, S, H]."""
         x = self.embed_tokens(tokens)
         if self.spec.position == "learned":
             x = x + self.embed_positions(position_ids)
-        where = positions(self.spec, position_ids, x.dtype)
-        for layer in self.layers:
+        return x
+
+    def run_layers(self, x: Tensor, position_ids: Tensor) -> Tensor:
+        """The layers held here."""
+        where = positions(self.spec, position_ids, x.dtype, self.context_ranks)
+        for layer in self.layers.values():
             if self.recompute_blocks and self.training:
                 x = checkpoint(layer, x, where, use_reentrant=False)
             else:
                 x = layer(x, where)
-        return self.norm(x)
+        return x
 
 
 class NormHead(nn.Linear):
@@ -88,16 +106,16 @@ class NormHead(nn.Linear):
 class Decoder(nn.Module):
     """The model with its language-model head."""
 
-    def __init__(self, spec: ArchSpec, *, recompute: str = "none") -> None:
+    def __init__(
+        self, spec: ArchSpec, *, recompute: str = "none", kernels: Kernels = TORCH
+    ) -> None:
         super().__init__()
         self.spec = spec
-        self.model = Trunk(spec, recompute=recompute)
+        self.kernels = kernels
+        self.model = Trunk(spec, recompute=recompute, kernels=kernels)
         head = NormHead if spec.norm_head else nn.Linear
         self.lm_head = head(spec.hidden, spec.vocab, bias=False)
-        if spec.tied_embeddings:
-            embedding = self.model.embed_tokens
-            assert isinstance(embedding, nn.Embedding)
-            self.lm_head.weight = embedding.weight
+        tie(self)
 
     def forward(self, tokens: Tensor, position_ids: Tensor) -> Tensor:
         """Logits [B, S, V] in the model's dtype, for int64 [B, S] inputs."""
@@ -105,41 +123,62 @@ class Decoder(nn.Module):
 
 
 class TrainingModel(nn.Module):
-    """A decoder and its loss as one module, with the decoder's parameter names."""
+    """A decoder and its loss as one module, with the decoder's parameter names.
+
+    ``first_row`` and ``vocabulary_group``: the part of the vocabulary that the head gives.
+    """
 
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
         self.spec = decoder.spec
+        self.kernels = decoder.kernels
         self.model = decoder.model
-        self.lm_head = decoder.lm_head
-        self.cross_entropy: CrossEntropy = summed_cross_entropy
+        self.lm_head: nn.Module = decoder.lm_head
+        self.first_row = 0
+        self.vocabulary_group: Any = None
 
     def forward(
         self, tokens: Tensor, position_ids: Tensor, labels: Tensor, loss_mask: Tensor
     ) -> Loss:
         """Weighted sums over the tokens; the caller divides by the global batch's weight."""
-        logits = self.lm_head(self.model(tokens, position_ids))
-        cross_entropy = self.cross_entropy(logits, labels, loss_mask)
+        cross_entropy = self.head_loss(self.model(tokens, position_ids), labels, loss_mask)
         objective = cross_entropy
-        if self.spec.moe is not None and self.spec.moe.aux_loss_coef:
-            coefficient = self.spec.moe.aux_loss_coef
-            objective = objective + coefficient * loss_mask.sum() * self._balance_loss()
+        balance = self.balance_loss(loss_mask)
+        if balance is not None:
+            objective = objective + balance
         return Loss(objective, cross_entropy.detach())
 
-    def _balance_loss(self) -> Tensor:
-        """Mean over the layers with experts."""
+    def head_loss(self, hidden: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
+        """Σ mask * cross entropy of the final hidden states [B, S, H]; labels, mask [B, S]."""
+        logits = self.lm_head(hidden)
+        losses = self.kernels.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), self.first_row, self.vocabulary_group
+        )
+        return torch.dot(losses, loss_mask.flatten().to(losses.dtype))
+
+    def balance_loss(self, loss_mask: Tensor) -> Tensor | None:
+        """The experts' weighted loss: coefficient * Σ mask * mean over the layers with experts, of
+        which this module may hold some. None without experts here."""
+        moe = self.spec.moe
+        if moe is None or not moe.aux_loss_coef:
+            return None
         losses = [
             module.balance_loss
             for module in self.modules()
             if isinstance(module, MixtureOfExperts) and module.balance_loss is not None
         ]
-        return torch.stack(losses).mean()
+        if not losses:
+            return None
+        in_all = sum(self.spec.is_moe_layer(layer) for layer in range(self.spec.layers))
+        # The mask's sum is exact; a product with it in fp32 first would not add up over parts.
+        return torch.stack(losses).sum() * (moe.aux_loss_coef / in_all) * loss_mask.sum()
 
 
-def summed_cross_entropy(logits: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
-    """Σ mask * -log softmax(logits)[label] in fp32; logits [B, S, V], labels and mask [B, S]."""
-    losses = F.cross_entropy(widened(logits.flatten(0, 1)), labels.flatten(), reduction="none")
-    return torch.dot(losses, loss_mask.flatten().to(losses.dtype))
+def tie(model: nn.Module) -> None:
+    """Make head and embedding one parameter where ``spec`` ties them. ``model``: a ``Decoder`` or
+    ``TrainingModel`` with both (materialising a model made on the meta device unties it)."""
+    if model.spec.tied_embeddings:  # type: ignore[union-attr]
+        model.lm_head.weight = model.model.embed_tokens.weight  # type: ignore[union-attr]
 
 
 def assert_parameters(model: nn.Module, spec: ArchSpec) -> None:

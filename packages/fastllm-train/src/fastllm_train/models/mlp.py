@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastllm_planner.arch import ArchSpec, MoeSpec
-from fastllm_train.models.norm import widened
+from fastllm_train.models.kernels import TORCH, Kernels, widened
 
 
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202)."""
 
-    def __init__(self, spec: ArchSpec, width: int) -> None:
+    def __init__(self, spec: ArchSpec, width: int, kernels: Kernels = TORCH) -> None:
         super().__init__()
+        self.kernels = kernels
         self.gate_proj = nn.Linear(spec.hidden, width, bias=spec.mlp_bias)
         self.up_proj = nn.Linear(spec.hidden, width, bias=spec.mlp_bias)
         self.down_proj = nn.Linear(width, spec.hidden, bias=spec.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.kernels.swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class Gelu(nn.Module):
@@ -42,31 +45,54 @@ class MixtureOfExperts(nn.Module):
     divided by their sum. ``balance_loss`` holds the last forward pass's load-balancing loss.
     """
 
-    def __init__(self, spec: ArchSpec, moe: MoeSpec) -> None:
+    def __init__(self, spec: ArchSpec, moe: MoeSpec, kernels: Kernels = TORCH) -> None:
         super().__init__()
         self.active = moe.active_experts
         self.norm_topk = moe.norm_topk
-        self.router = nn.Linear(spec.hidden, moe.experts, bias=False)
-        self.experts = nn.ModuleList(SwiGLU(spec, moe.ffn_hidden) for _ in range(moe.experts))
+        self.router: nn.Module = nn.Linear(spec.hidden, moe.experts, bias=False)
+        # Keyed by the expert's index in the whole model: expert parallelism leaves some out.
+        self.experts = nn.ModuleDict(
+            {str(index): SwiGLU(spec, moe.ffn_hidden, kernels) for index in range(moe.experts)}
+        )
         self.balance_loss: Tensor | None = None
+        # Parallel layouts put others in their place: how tokens reach experts, and the mean over
+        # ranks that hold other tokens of the same micro-batch.
+        self.mix: Mix = local_mix
+        self.mean_over_ranks: Callable[[Tensor], Tensor] = _itself
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.flatten(0, 1)
-        probability = widened(self.router(flat)).softmax(dim=-1)
+        probability = widened(self.router(x)).softmax(dim=-1)
         weight, chosen = probability.topk(self.active, dim=-1)
         if self.norm_topk:
             weight = weight / weight.sum(dim=-1, keepdim=True)
-        weight = weight.to(x.dtype)
-        out = torch.zeros_like(flat)
-        for index, expert in enumerate(self.experts):
-            # An expert without tokens still runs, on none: its gradients are zeros, not missing.
-            token, slot = torch.where(chosen == index)
-            out = out.index_add(0, token, expert(flat[token]) * weight[token, slot, None])
-        self.balance_loss = balance_loss(probability, chosen)
-        return out.view_as(x)
+        self.balance_loss = balance_loss(
+            probability.flatten(0, 1), chosen.flatten(0, 1), self.mean_over_ranks
+        )
+        return self.mix(self.experts, x, weight.to(x.dtype), chosen)
 
 
-def balance_loss(probability: Tensor, chosen: Tensor) -> Tensor:
+def _itself(x: Tensor) -> Tensor:
+    return x
+
+
+# (experts, x [B, S, H], weight [B, S, k], chosen [B, S, k]) → Σ_k weight_k * expert_k(x), [B, S, H]
+Mix = Callable[[nn.ModuleDict, Tensor, Tensor, Tensor], Tensor]
+
+
+def local_mix(experts: nn.ModuleDict, x: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
+    """``Mix`` where all experts are here."""
+    flat, weight, chosen = (tensor.flatten(0, 1) for tensor in (x, weight, chosen))
+    out = torch.zeros_like(flat)
+    for index, expert in experts.items():
+        # An expert without tokens still runs, on none: its gradients are zeros, not missing.
+        token, slot = torch.where(chosen == int(index))
+        out = out.index_add(0, token, expert(flat[token]) * weight[token, slot, None])
+    return out.view_as(x)
+
+
+def balance_loss(
+    probability: Tensor, chosen: Tensor, mean_over_ranks: Callable[[Tensor], Tensor]
+) -> Tensor:
     """E * Σ_e f_e P_e over a micro-batch (Fedus et al. 2021, arXiv:2101.03961 eq. 4, for top-k).
 
     probability [tokens, E] fp32, chosen [tokens, k]. f_e: assignments to expert e per token, P_e:
@@ -74,11 +100,13 @@ def balance_loss(probability: Tensor, chosen: Tensor) -> Tensor:
     """
     experts = probability.shape[-1]
     assigned = F.one_hot(chosen, experts).sum(dim=1).to(probability.dtype)
-    return experts * (assigned.mean(dim=0) * probability.mean(dim=0)).sum()
+    share = mean_over_ranks(assigned.mean(dim=0))
+    return experts * (share * mean_over_ranks(probability.mean(dim=0))).sum()
 
 
-def build_mlp(spec: ArchSpec, layer: int) -> nn.Module:
+def build_mlp(spec: ArchSpec, layer: int, kernels: Kernels = TORCH) -> nn.Module:
     if spec.moe is not None and spec.is_moe_layer(layer):
-        return MixtureOfExperts(spec, spec.moe)
-    kind = SwiGLU if spec.mlp == "swiglu" else Gelu
-    return kind(spec, spec.ffn_hidden)
+        return MixtureOfExperts(spec, spec.moe, kernels)
+    if spec.mlp == "swiglu":
+        return SwiGLU(spec, spec.ffn_hidden, kernels)
+    return Gelu(spec, spec.ffn_hidden)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastllm_planner.arch import RopeSpec
+from fastllm_train.models.kernels import Angles
 
 
 def inverse_frequencies(rope: RopeSpec, head_dim: int, device: torch.device) -> Tensor:
@@ -37,16 +38,10 @@ def inverse_frequencies(rope: RopeSpec, head_dim: int, device: torch.device) -> 
     return frequency
 
 
-def rotation(rope: RopeSpec, head_dim: int, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin, fp32 [batch, 1, seq, head_dim], for ``position_ids`` int64 [batch, seq]."""
+def rotation(rope: RopeSpec, head_dim: int, position_ids: Tensor) -> Angles:
+    """The angles of ``position_ids`` int64 [B, S], a row per token (packed documents start again at
+    position 0, and a table up to the largest position could be far longer than the batch)."""
     frequency = inverse_frequencies(rope, head_dim, position_ids.device)
-    angle = position_ids[:, None, :, None].float() * frequency
-    angle = torch.cat((angle, angle), dim=-1)
-    return angle.cos(), angle.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn ``x`` [batch, heads, seq, head_dim] by the angles of ``rotation``; dtype is kept."""
-    first, second = x.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return x * cos.to(x.dtype) + turned * sin.to(x.dtype)
+    angle = position_ids.flatten()[:, None].float() * frequency
+    rows = torch.arange(position_ids.numel(), device=position_ids.device)
+    return Angles(angle.cos(), angle.sin(), rows.view(position_ids.shape))

@@ -10,23 +10,24 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastllm_planner.arch import ArchSpec, ParamSpec, iter_params
-from fastllm_train.models.decoder import Block, TrainingModel
-from fastllm_train.models.norm import LayerNorm, RMSNorm
-from fastllm_train.tensor_parallel.collectives import (
+from fastllm_train.collectives import (
     gather_sequence,
+    mean_of_replicated,
     scatter_sequence,
     sum_gradient,
     sum_over_ranks,
 )
+from fastllm_train.mesh import Mesh
+from fastllm_train.models.decoder import Block, TrainingModel
+from fastllm_train.models.mlp import MixtureOfExperts
+from fastllm_train.models.norm import LayerNorm, RMSNorm
 from fastllm_train.tensor_parallel.layers import (
     PartialLinear,
     SharedEmbedding,
     SharedLinear,
     SharedNorm,
     VocabularyEmbedding,
-    VocabularyLoss,
 )
-from fastllm_train.tensor_parallel.mesh import Mesh
 from fastllm_train.tensor_parallel.sharding import shard_of, shard_shape
 
 
@@ -35,21 +36,23 @@ def parallelise(
 ) -> None:
     """Cut ``model``'s parameters to this rank's part and put the communication around its modules.
 
-    Weights are not carried over: initialise or load afterwards. Collective (it makes groups).
+    ``model`` may be a pipeline stage's part. Weights are not carried over: initialise or load
+    afterwards. Collective (it makes groups).
     """
     _cut_parameters(model, spec, mesh)
     wiring = _Wiring(mesh, sequence_parallel)
     trunk = model.model
     first_row = mesh.tp_rank * (spec.vocab // mesh.tp)
-    assert isinstance(trunk.embed_tokens, nn.Embedding)
-    trunk.embed_tokens = VocabularyEmbedding(trunk.embed_tokens, first_row)
-    trunk.embed_tokens.register_forward_hook(wiring.after)
-    if sequence_parallel and spec.position == "learned":
-        assert isinstance(trunk.embed_positions, nn.Embedding)
-        trunk.embed_positions = SharedEmbedding(trunk.embed_positions, mesh.tp_group)
+    if hasattr(trunk, "embed_tokens"):
+        assert isinstance(trunk.embed_tokens, nn.Embedding)
+        trunk.embed_tokens = VocabularyEmbedding(trunk.embed_tokens, first_row)
+        trunk.embed_tokens.register_forward_hook(wiring.after)
+        if sequence_parallel and spec.position == "learned":
+            assert isinstance(trunk.embed_positions, nn.Embedding)
+            trunk.embed_positions = SharedEmbedding(trunk.embed_positions, mesh.tp_group)
     copies = mesh.tp // spec.kv_heads if spec.kv_heads < mesh.tp else 1
     sharing = mesh.subgroup(copies) if copies > 1 else None
-    for block in trunk.layers:
+    for block in trunk.layers.values():
         assert isinstance(block, Block)
         wiring.block(block)
         attention = block.self_attn
@@ -62,10 +65,12 @@ def parallelise(
         if spec.qk_norm:  # every rank sees its own heads
             attention.q_norm = wiring.shared_norm(attention.q_norm)
             attention.k_norm = wiring.shared_norm(attention.k_norm)
+    if not hasattr(model, "lm_head"):
+        return
     if sequence_parallel:
         trunk.norm = wiring.shared_norm(trunk.norm)
     model.lm_head.register_forward_pre_hook(lambda _m, args: (wiring.enter(args[0]),))
-    model.cross_entropy = VocabularyLoss(first_row, mesh.tp_group)
+    model.first_row, model.vocabulary_group = first_row, mesh.tp_group
 
 
 class _Wiring:
@@ -92,10 +97,30 @@ class _Wiring:
     def block(self, block: Block) -> None:
         attention, mlp = block.self_attn, block.mlp
         attention.o_proj = self._around(attention, attention.o_proj)
-        mlp.down_proj = self._around(mlp, mlp.get_submodule("down_proj"))
+        if isinstance(mlp, MixtureOfExperts):
+            self._experts(mlp)
+        else:
+            mlp.down_proj = self._around(mlp, mlp.get_submodule("down_proj"))
         if self._sequence_parallel:
             block.input_layernorm = self.shared_norm(block.input_layernorm)
             block.post_attention_layernorm = self.shared_norm(block.post_attention_layernorm)
+
+    def _experts(self, layer: MixtureOfExperts) -> None:
+        """Experts are cut like any MLP. The router is not: with sequence parallelism it sees the
+        rank's own positions, and what it says goes to the experts with the tokens."""
+        inner, group = layer.mix, self._group
+
+        def mix(experts: nn.ModuleDict, x: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
+            x, weight = self.enter(x), self.enter(weight)  # each rank has a part of their gradients
+            if self._sequence_parallel:
+                chosen = gather_sequence(chosen, group)
+            return self.leave(inner(experts, x, weight, chosen))
+
+        layer.mix = mix
+        if self._sequence_parallel:
+            assert isinstance(layer.router, nn.Linear)
+            layer.router = SharedLinear(layer.router, group)
+            layer.mean_over_ranks = lambda value: mean_of_replicated(value, group)
 
     def shared_norm(self, norm: nn.Module) -> SharedNorm:
         assert isinstance(norm, RMSNorm | LayerNorm)
@@ -128,6 +153,8 @@ def _cut_parameters(model: TrainingModel, spec: ArchSpec, mesh: Mesh) -> None:
     made: dict[int, nn.Parameter] = {}  # a tied tensor is cut once
     for param in iter_params(spec):
         owner_name, _, leaf = param.name.rpartition(".")
+        if owner_name not in modules:  # on another pipeline stage
+            continue
         owner = modules[owner_name]
         old: nn.Parameter = getattr(owner, leaf)
         shape = shard_shape(spec, param, mesh.tp, mesh.tp_rank)
@@ -138,9 +165,9 @@ def _cut_parameters(model: TrainingModel, spec: ArchSpec, mesh: Mesh) -> None:
         setattr(owner, leaf, made[id(old)])
 
 
-def mark_sharded(model: nn.Module, spec: ArchSpec, mesh: Mesh) -> None:
-    """Tell DeepSpeed which parameters count once per rank in the gradient norm; the others, held
-    whole or in copies, count on one rank only."""
+def mark_counted(model: nn.Module, spec: ArchSpec, mesh: Mesh) -> None:
+    """Tell DeepSpeed which parameters count in the gradient norm on this rank. (Without a mark,
+    DeepSpeed counts a parameter on model-parallel rank 0 only.)"""
     by_name = {p.name: p for p in iter_params(spec)}
     for name, param in model.named_parameters():
         if counts_here(spec, by_name[name], mesh):
@@ -149,9 +176,10 @@ def mark_sharded(model: nn.Module, spec: ArchSpec, mesh: Mesh) -> None:
 
 
 def counts_here(spec: ArchSpec, param: ParamSpec, mesh: Mesh) -> bool:
-    """Whether this rank's part of a cut tensor is the one that sums over ranks count."""
+    """Whether sums over the ranks of a replica count this rank's tensor: of copies, the first."""
     shard = shard_of(spec, param, mesh.tp, mesh.tp_rank)
-    return shard is not None and mesh.tp_rank % shard.copies == 0
+    copies = mesh.tp if shard is None else shard.copies
+    return mesh.tp_rank % copies == 0
 
 
 def cut_to_rank(spec: ArchSpec, mesh: Mesh, param: ParamSpec, whole: Tensor) -> Tensor:

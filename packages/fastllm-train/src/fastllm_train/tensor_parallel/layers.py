@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from fastllm_train.models.norm import LayerNorm, RMSNorm, rms_norm, widened
-from fastllm_train.tensor_parallel.collectives import sum_gradient
+from fastllm_train.collectives import sum_gradient
+from fastllm_train.models.kernels import widened
+from fastllm_train.models.norm import LayerNorm, RMSNorm
 
 
 class SharedLinear(nn.Module):
@@ -50,19 +51,14 @@ class SharedNorm(nn.Module):
 
     def __init__(self, inner: RMSNorm | LayerNorm, group: dist.ProcessGroup) -> None:
         super().__init__()
-        self.weight = inner.weight
-        if isinstance(inner, LayerNorm):
-            self.bias = inner.bias
-        self.eps = inner.eps
-        self._centred = isinstance(inner, LayerNorm)
+        for name, param in inner.named_parameters():
+            self.register_parameter(name, param)
+        self._normalise = inner.normalise
         self._group = group
 
-    def forward(self, x: Tensor) -> Tensor:
-        weight = sum_gradient(self.weight, self._group)
-        if self._centred:
-            bias = sum_gradient(self.bias, self._group)
-            return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
-        return rms_norm(x, weight, self.eps)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        shared = [sum_gradient(param, self._group) for param in self.parameters()]
+        return self._normalise(x, residual, *shared)
 
 
 class SharedEmbedding(nn.Module):
@@ -125,14 +121,11 @@ class _VocabularyCrossEntropy(Function):
         return (grad * grads[0][:, None]).to(ctx.dtype), None, None, None
 
 
-class VocabularyLoss:
-    """``summed_cross_entropy`` for logits [B, S, V/tp] that start at vocabulary row ``start``."""
-
-    def __init__(self, start: int, group: dist.ProcessGroup) -> None:
-        self._start, self._group = start, group
-
-    def __call__(self, logits: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
-        losses: Tensor = _VocabularyCrossEntropy.apply(  # type: ignore[assignment]
-            logits.flatten(0, 1), labels.flatten(), self._start, self._group
-        )
-        return torch.dot(losses, loss_mask.flatten().to(losses.dtype))
+def vocabulary_cross_entropy(
+    logits_NV: Tensor, labels_N: Tensor, first: int, group: dist.ProcessGroup
+) -> Tensor:
+    """``Kernels.cross_entropy`` in plain torch; the logits start at vocabulary row ``first``."""
+    losses: Tensor = _VocabularyCrossEntropy.apply(  # type: ignore[assignment]
+        logits_NV, labels_N, first, group
+    )
+    return losses

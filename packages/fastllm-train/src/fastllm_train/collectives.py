@@ -1,4 +1,4 @@
-"""Differentiable collectives over the tensor-parallel group.
+"""Differentiable collectives.
 
 Activations are [B, S, H]; "sequence" collectives act on dimension 1. Each function's backward pass
 is the transpose of its forward pass.
@@ -6,6 +6,7 @@ is the transpose of its forward pass.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -85,6 +86,71 @@ class _ScatterSequence(Function):
         return _gathered(grads[0], ctx.group), None
 
 
+class _MeanOfReplicated(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.size = group.size()
+        return _all_reduced(x, group) / ctx.size
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0] / ctx.size, None
+
+
+class _MeanOfSummed(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _all_reduced(x, group) / group.size()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return _all_reduced(grads[0], ctx.group) / ctx.group.size(), None
+
+
+def _exchanged(
+    x: Tensor, sent: Sequence[int], received: Sequence[int], group: dist.ProcessGroup
+) -> Tensor:
+    out = x.new_empty(sum(received), *x.shape[1:])
+    dist.all_to_all_single(out, x.contiguous(), list(received), list(sent), group=group)
+    return out
+
+
+class _ExchangeRows(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        sent: Sequence[int],
+        received: Sequence[int],
+        group: dist.ProcessGroup,
+    ) -> Tensor:
+        ctx.sent, ctx.received, ctx.group = sent, received, group
+        return _exchanged(x, sent, received, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return _exchanged(grads[0], ctx.received, ctx.sent, ctx.group), None, None, None
+
+
+def _transposed(x: Tensor, cut: int, joined: int, group: dist.ProcessGroup) -> Tensor:
+    parts = torch.stack(x.chunk(group.size(), dim=cut)).contiguous()
+    out = torch.empty_like(parts)
+    dist.all_to_all_single(out, parts, group=group)
+    return torch.cat(out.unbind(0), dim=joined)
+
+
+class _ExchangeDimensions(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cut: int, joined: int, group: dist.ProcessGroup) -> Tensor:
+        ctx.cut, ctx.joined, ctx.group = cut, joined, group
+        return _transposed(x, cut, joined, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return _transposed(grads[0], ctx.joined, ctx.cut, ctx.group), None, None, None
+
+
 def sum_gradient(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """x itself; its gradient is summed over the ranks, each of which computed a part of it."""
     return _SumGradient.apply(x, group)  # type: ignore[no-any-return]
@@ -103,3 +169,26 @@ def gather_sequence(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 def scatter_sequence(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Σ over the ranks of [B, S, H], of which each keeps its [B, S/tp, H]."""
     return _ScatterSequence.apply(x, group)  # type: ignore[no-any-return]
+
+
+def mean_of_replicated(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The mean of x over the ranks, for a loss that each of them computes and that counts once."""
+    return _MeanOfReplicated.apply(x, group)  # type: ignore[no-any-return]
+
+
+def mean_of_summed(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The mean of x over the ranks, for losses that differ between them and add up."""
+    return _MeanOfSummed.apply(x, group)  # type: ignore[no-any-return]
+
+
+def exchange_rows(
+    x: Tensor, sent: Sequence[int], received: Sequence[int], group: dist.ProcessGroup
+) -> Tensor:
+    """Rows of x: the first ``sent[0]`` go to rank 0, the next ``sent[1]`` to rank 1, …; the result
+    is ``received[0]`` rows of rank 0, then those of rank 1, …"""
+    return _ExchangeRows.apply(x, sent, received, group)  # type: ignore[no-any-return]
+
+
+def exchange_dimensions(x: Tensor, cut: int, joined: int, group: dist.ProcessGroup) -> Tensor:
+    """Dimension ``joined`` made whole, dimension ``cut`` divided over the ranks instead."""
+    return _ExchangeDimensions.apply(x, cut, joined, group)  # type: ignore[no-any-return]

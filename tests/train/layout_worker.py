@@ -1,0 +1,260 @@
+"""One rank of the fp64 tests of layouts: this rank's part, run by the trainer's schedule, against
+the whole model in this process. No DeepSpeed.
+
+Usage: layout_worker.py OUT.json; writes the largest relative errors, by layout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from train_layouts import TINY, samples_of, tiny_config
+
+from fastllm_planner.arch import ArchSpec, ParamSpec, iter_params
+from fastllm_train import context_parallel
+from fastllm_train.config import Config
+from fastllm_train.context_parallel import part_of_sequence
+from fastllm_train.data import read_step
+from fastllm_train.mesh import Mesh, build_mesh
+from fastllm_train.model_part import activation_shape, build_part, materialise, whole_model
+from fastllm_train.models.initialise import initialise
+from fastllm_train.pipeline.exchange import Exchange
+from fastllm_train.pipeline.run import Runner
+from fastllm_train.pipeline.tied import TiedEmbedding
+from fastllm_train.tensor_parallel.apply import cut_to_rank, join_from_ranks
+
+CPU = torch.device("cpu")
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "deep": {"layers": 5, "kv_heads": 1},
+    "qwen3": {"family": "qwen3", "qk_norm": True, "tied_embeddings": True},
+    "mistral": {"family": "mistral", "sliding_window": 8},
+    "gpt2": {
+        "family": "gpt2",
+        "kv_heads": 4,
+        "mlp": "gelu",
+        "norm": "layernorm",
+        "position": "learned",
+        "qkv_bias": True,
+        "attention_out_bias": True,
+        "mlp_bias": True,
+        "tied_embeddings": True,
+    },
+    "baichuan": {"family": "baichuan", "kv_heads": 4, "position": "alibi", "norm_head": True},
+    "mixtral": {
+        "family": "mixtral",
+        "moe": {"experts": 6, "active_experts": 2, "ffn_hidden": 48, "aux_loss_coef": 0.02},
+    },
+}
+SP = {"sequence_parallel": True}
+LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
+    4: {
+        "deep: pp4": {"pp": 4},
+        "llama: tp2 pp2 sp, recompute": {"tp": 2, "pp": 2, "recompute": "full", **SP},
+        "llama: cp4": {"cp": 4},
+        "llama: cp2 tp2 sp": {"cp": 2, "tp": 2, **SP},
+        "llama: cp2 pp2, recompute": {"cp": 2, "pp": 2, "recompute": "selective"},
+        "mistral: cp2 dp2": {"cp": 2, "dp": 2},
+        "baichuan: cp2 tp2": {"cp": 2, "tp": 2},
+        "baichuan: tp2 pp2": {"tp": 2, "pp": 2},
+        "gpt2: pp2 dp2": {"pp": 2, "dp": 2},
+        "gpt2: tp2 pp2 sp": {"tp": 2, "pp": 2, **SP},
+        "qwen3: cp2 pp2": {"cp": 2, "pp": 2},
+        "mixtral: tp2 dp2": {"tp": 2, "dp": 2},
+        "mixtral: ep2 dp4": {"ep": 2, "dp": 4},
+        "mixtral: ep2 tp2 sp": {"ep": 2, "dp": 2, "tp": 2, **SP},
+        "mixtral: ep2 cp2": {"ep": 2, "dp": 2, "cp": 2},
+        "mixtral: ep2 pp2": {"ep": 2, "dp": 2, "pp": 2},
+        "mixtral: cp2 tp2 sp": {"cp": 2, "tp": 2, **SP},
+    },
+    8: {
+        "llama: tp2 pp2 dp2 sp": {"tp": 2, "pp": 2, "dp": 2, **SP},
+        "gpt2: tp2 pp2 dp2": {"tp": 2, "pp": 2, "dp": 2},
+        "mixtral: ep2 tp2 pp2": {"ep": 2, "dp": 2, "tp": 2, "pp": 2},
+        "llama: cp2 tp2 pp2": {"cp": 2, "tp": 2, "pp": 2},
+    },
+}
+
+
+def config_of(name: str, layout: dict[str, Any]) -> Config:
+    arch = {**TINY, **ARCHITECTURES[name.split(":")[0]]}
+    return tiny_config(
+        model={"arch": arch}, parallel=layout, batch={"micro": 1}, speed={"kernels": "torch"}
+    )
+
+
+def filled(
+    model: torch.nn.Module, spec: ArchSpec, cut: Callable[[ParamSpec, torch.Tensor], torch.Tensor]
+) -> None:
+    """The same weights in any layout; norms and biases off ones and zeros, so that each matters."""
+    initialise(model, spec, 1, cut=cut)
+    by_name = {p.name: p for p in iter_params(spec)}
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            if param.ndim == 1:
+                whole = torch.linspace(-0.2, 0.3, by_name[name].shape[0], dtype=torch.float64)
+                param.add_(cut(by_name[name], whole))
+
+
+def micro_batches(config: Config, spec: ArchSpec, dp_rank: int) -> list[Any]:
+    dp = config.parallel.dp
+    return read_step(samples_of(config, spec), 8, config.batch, dp, dp_rank, spec.vocab)
+
+
+def arrays_of(batch: Any) -> tuple[Any, ...]:
+    return batch.tokens, batch.position_ids, batch.labels, batch.loss_mask
+
+
+def whole_gradients(config: Config, spec: ArchSpec) -> tuple[float, dict[str, torch.Tensor]]:
+    """Mean loss and gradients of the whole batch in one process, micro-batch by micro-batch (an
+    auxiliary loss depends on what shares one)."""
+    model = whole_model(config, spec).double()
+    filled(model, spec, lambda _, whole: whole)
+    total = weight = 0.0
+    for dp_rank in range(config.parallel.dp):
+        for batch in micro_batches(config, spec, dp_rank):
+            loss = model(*(torch.from_numpy(a) for a in arrays_of(batch)))
+            loss.objective.backward()
+            total += float(loss.cross_entropy)
+            weight += float(batch.loss_mask.sum())
+    grads = {n: p.grad / weight for n, p in model.named_parameters() if p.grad is not None}
+    return total / weight, grads
+
+
+def same_weights(mesh: Mesh, shared_out: bool) -> dist.ProcessGroup:
+    """The ranks that hold the same weights and see other tokens."""
+    return mesh.expert_data_group if shared_out else mesh.data_group
+
+
+def part_gradients(
+    config: Config, spec: ArchSpec, mesh: Mesh
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """The same from this rank's part: loss on every rank, whole gradients of what it holds."""
+    part = build_part(config, spec, mesh)
+    copy = materialise(part, CPU, torch.float64)
+    filled(part, spec, partial(cut_to_rank, spec, mesh))
+    exchange = Exchange(mesh, activation_shape(config, spec), torch.float64, CPU)
+    tied = None
+    if spec.tied_embeddings and config.parallel.pp > 1:
+        embedding = part.model.embed_tokens.weight if mesh.first_stage else None
+        tied = TiedEmbedding(mesh, exchange, embedding, copy)
+        tied.share_weight()
+    batches = micro_batches(config, spec, mesh.at.dp(config.parallel))
+    tensors = [
+        [torch.from_numpy(part_of_sequence(a, mesh).copy()) for a in arrays_of(batch)]
+        for batch in batches
+    ]
+    counts = mesh.last_stage and mesh.tp_rank == 0
+    sums = torch.tensor([float(t[3].sum()) for t in tensors], dtype=torch.float64).sum() * counts
+    dist.all_reduce(sums)
+    runner = Runner(
+        mesh, exchange, tied, part, lambda objective: objective.backward(), lambda _: None
+    )
+    total = runner.run(tensors, 1 / float(sums)) * counts
+    exchange.finish()
+    dist.all_reduce(total)
+    by_name = {p.name: p for p in iter_params(spec)}
+    grads: dict[str, torch.Tensor] = {}
+    for name, param in part.named_parameters():
+        assert param.grad is not None, name
+        shared_out = by_name[name].expert is not None and config.parallel.ep > 1
+        dist.all_reduce(param.grad, group=same_weights(mesh, shared_out))
+        grads[name] = join_from_ranks(spec, mesh, by_name[name], param.grad)
+    return float(total / sums), grads
+
+
+def error_of(config: Config) -> dict[str, float]:
+    """Relative errors of the loss and of the worst gradient that this rank holds."""
+    spec = config.model.resolve()
+    loss, want = whole_gradients(config, spec)
+    got_loss, got = part_gradients(config, spec, build_mesh(config.parallel))
+    total = torch.stack([g.norm() for g in want.values()]).norm()
+    # A bias on GPT-2's keys has no effect: its gradient is rounding, compared with the whole.
+    worst = max(
+        float((got[n] - want[n]).norm() / torch.max(want[n].norm(), 1e-3 * total)) for n in got
+    )
+    return {"loss": abs(got_loss - loss) / loss, "gradient": worst}
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    kept = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, kept)
+
+
+def no_offset(array: Any, mesh: Mesh) -> Any:
+    """Every part of a sequence starts at position 0."""
+    part = context_parallel.part_of_sequence(array, mesh)
+    is_positions = array.shape[1] > 1 and bool((array == range(array.shape[1])).all())
+    return part - part[:, :1] if is_positions else part
+
+
+# What is done wrong → (layout, what to replace, by what). Each must show.
+BROKEN: dict[str, tuple[str, Any, str, Any]] = {
+    "without the head's gradient": ("gpt2: pp2 dp2", TiedEmbedding, "_add", lambda _, grad: grad),
+    "without the mean over parts of a sequence": (
+        "mixtral: cp2 tp2 sp",
+        context_parallel,
+        "mean_of_summed",
+        lambda x, _: x,
+    ),
+    "with positions that start again": (
+        "llama: cp4",
+        sys.modules[__name__],
+        "part_of_sequence",
+        no_offset,
+    ),
+    "with every rank's experts added up": (
+        "mixtral: ep2 dp4",
+        sys.modules[__name__],
+        "same_weights",
+        lambda mesh, _: mesh.data_group,
+    ),
+}
+
+
+def broken_error(what: str) -> dict[str, float]:
+    name, owner, attribute, value = BROKEN[what]
+    config = config_of(name, LAYOUTS[4][name])
+    with replaced(owner, attribute, value):
+        return error_of(config)
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    world_size = dist.get_world_size()
+    found = {
+        name: error_of(config_of(name, layout)) for name, layout in LAYOUTS[world_size].items()
+    }
+    if world_size == 4:
+        found |= {what: broken_error(what) for what in BROKEN}
+    worst = torch.tensor([[e[k] for k in sorted(e)] for e in found.values()])
+    dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+    keys = sorted(next(iter(found.values())))
+    table = {
+        name: dict(zip(keys, row.tolist(), strict=True))
+        for name, row in zip(found, worst, strict=True)
+    }
+    if dist.get_rank() == 0:
+        Path(sys.argv[1]).write_text(json.dumps(table))
+    dist.barrier()
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
