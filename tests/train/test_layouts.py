@@ -13,7 +13,8 @@ from test_data_parallel import ADAMW, BF16, GPT2, MIXTRAL
 from train_layouts import TINY, Trajectory, reference, tiny_config
 from train_worker import run_layouts, run_ranks
 
-from fastllm_planner.arch import iter_params, preset, spec_from_dict
+from fastllm_planner.arch import iter_params, preset
+from fastllm_train.checkpoint import written_format
 from fastllm_train.config import Config
 from fastllm_train.errors import UserError
 from fastllm_train.layout import ParallelConfig
@@ -195,7 +196,6 @@ def test_ranks_and_coordinates_are_one_to_one() -> None:
         ({"dp": 2, "ep": 2}, {}, "the model has no experts"),
         ({"dp": 4, "ep": 4}, MIXTRAL, "ep=4 does not divide 6 experts"),
         ({"dp": 2, "ep": 2, "zero_stage": 3}, MIXTRAL, "gives each its own experts"),
-        ({"dp": 2, "ep": 2, "zero_stage": 1}, MIXTRAL, "DeepSpeed's checkpoints do not hold"),
     ],
 )
 def test_refused_layouts(
@@ -206,7 +206,16 @@ def test_refused_layouts(
         refuse(config, config.model.resolve())
 
 
+def test_experts_are_not_written_in_deepspeed_s_format() -> None:
+    table = {"parallel": {"dp": 2, "ep": 2, "zero_stage": 1}, "model": {"arch": MIXTRAL}}
+    config = tiny_config(**table)
+    refuse(config, config.model.resolve())
+    assert written_format(config.checkpoint, config.parallel) == "portable"
+    config = tiny_config(**table, checkpoint={"format": "deepspeed"})
+    with pytest.raises(UserError, match="DeepSpeed's checkpoints do not hold"):
+        refuse(config, config.model.resolve())
+
+
 def test_experts_are_shared_out_among_replicas() -> None:
     with pytest.raises(UserError, match=r"ep=2 does not divide parallel\.dp=3"):
         tiny_config(parallel={"dp": 3, "ep": 2})
-    assert spec_from_dict(MIXTRAL).moe is not None

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_data_parallel import MIXTRAL
 from train_layouts import TINY, Trajectory, tiny_config
 from train_worker import SAVE_AT, run_layouts
 
@@ -18,12 +19,15 @@ from fastllm_train.portable import INDEX, PortableCheckpoint, WholeState, write_
 
 ADAMW = {"name": "adamw", "lr": 3e-3, "clip": 0.1, "weight_decay": 0.1, "eps": 1e-5}
 # The vocabulary and the widths do not divide by 4: ZeRO's partitions cut through tensors.
-ODD = {**TINY, "vocab": 130, "ffn_hidden": 98, "layers": 1}
+ODD = {**TINY, "vocab": 130, "ffn_hidden": 98, "layers": 2}
 
 
 def config_of(folder: Path, kind: str, parallel: dict[str, Any], dtype: str = "fp32") -> Config:
+    arch = MIXTRAL if "ep" in parallel else ODD
+    if "tied" in folder.name:
+        arch = {**ODD, "tied_embeddings": True}
     return tiny_config(
-        model={"arch": ODD},
+        model={"arch": arch},
         parallel=parallel,
         optim=ADAMW,
         precision={"dtype": dtype},
@@ -40,6 +44,9 @@ SAME: dict[str, tuple[str, dict[str, Any], str]] = {
     },
     "deepspeed tp2": ("deepspeed", {"tp": 2, "sequence_parallel": True, "zero_stage": 1}, "bf16"),
     "portable tp2": ("portable", {"tp": 2, "sequence_parallel": True, "zero_stage": 1}, "bf16"),
+    "deepspeed pp2": ("deepspeed", {"pp": 2, "zero_stage": 1}, "bf16"),
+    "portable tied pp2": ("portable", {"pp": 2, "zero_stage": 1}, "bf16"),
+    "portable ep2": ("portable", {"dp": 2, "ep": 2, "zero_stage": 1}, "bf16"),
 }
 
 
@@ -70,6 +77,9 @@ OTHERS: dict[str, dict[str, Any]] = {
     "load tp2 zero0": {"tp": 2, "zero_stage": 0},
     "load tp2 dp2 zero1": {"tp": 2, "dp": 2, "zero_stage": 1},
     "load tp2 dp2 zero3": {"tp": 2, "dp": 2, "zero_stage": 3},
+    "load pp2": {"pp": 2, "zero_stage": 1},
+    "load tp2 pp2": {"tp": 2, "pp": 2, "zero_stage": 2},
+    "load cp2 dp2": {"cp": 2, "dp": 2, "zero_stage": 3},
     "load dp4 zero2": {"dp": 4, "zero_stage": 2},
     "load dp4 zero3": {"dp": 4, "zero_stage": 3},
 }
@@ -111,9 +121,10 @@ def small_checkpoint(folder: Path) -> None:
         WholeState(p.name, torch.full(p.shape, 0.5), {"exp_avg": torch.zeros(p.shape)})
         for p in iter_params(spec)
     ]
+    owners = {state.name: index % 2 for index, state in enumerate(states)}
     for rank in (0, 1):
-        write_share(folder, states, rank, 2)
-    write_description(folder, spec, {"step": 3}, 2)
+        write_share(folder, states, owners, rank, 2)
+    write_description(folder, spec, {"step": 3}, owners, 2)
 
 
 def test_hugging_face_loads_a_portable_checkpoint_s_folder(tmp_path: Path) -> None:

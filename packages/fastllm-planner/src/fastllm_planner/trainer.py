@@ -17,14 +17,16 @@ from fastllm_planner.search import search
 
 BACKEND = "fastllm"
 # Axes of the search that the trainer runs at one size only.
-TRAINER_SIZES = {"pp": 1, "cp": 1, "ep": 1, "virtual_stages": 1}
+TRAINER_SIZES = {"virtual_stages": 1}
+CANDIDATES = 50  # of a search, among which a layout for the trainer is looked for
 TRAINER_DTYPES = ("bf16", "fp32")
 TRAINER_FAMILIES = tuple("llama mistral qwen2 qwen3 gpt2 baichuan mixtral qwen3_moe".split())
 
 
 def trainer_pins(spec: ArchSpec) -> dict[str, Any]:
     """The pins of a search for what the trainer runs."""
-    return {**TRAINER_SIZES, **({"tp": 1} if spec.moe is not None else {})}
+    del spec  # every family runs the same axes
+    return dict(TRAINER_SIZES)
 
 
 def job_reasons(job: Job) -> list[str]:
@@ -44,11 +46,19 @@ def job_reasons(job: Job) -> list[str]:
 
 def layout_reasons(spec: ArchSpec, layout: Layout) -> list[str]:
     """What of a layout the trainer cannot run yet (``pp=4``); empty if it runs all of it."""
-    return [
+    lacking = [
         f"{axis}={getattr(layout, axis)}"
         for axis, size in trainer_pins(spec).items()
         if getattr(layout, axis) != size
     ]
+    if layout.ep > 1 and (layout.zero_stage == 3 or layout.dp % layout.ep):
+        # experts are shared out among replicas, with ZeRO 1 or 2
+        lacking.append(f"ep={layout.ep}")
+    kv_heads = max(1, spec.kv_heads // layout.tp)
+    kv_divide = kv_heads % layout.cp == 0 or layout.cp % kv_heads == 0
+    if (spec.heads // layout.tp) % layout.cp or not kv_divide:
+        lacking.append(f"cp={layout.cp}")  # attention exchanges positions for heads
+    return lacking
 
 
 def trainer_words(plan: Plan, pins: Mapping[str, Any]) -> str:
@@ -66,7 +76,8 @@ def trainer_words(plan: Plan, pins: Mapping[str, Any]) -> str:
     if not lacking:
         return ""
     sentence = f"fastllm-train cannot run {', '.join(lacking)} yet"
-    ranked = search(job, top_k=1, pinned={**pins, **trainer_pins(job.spec)}).ranked
+    found = search(job, top_k=CANDIDATES, pinned={**pins, **trainer_pins(job.spec)}).ranked
+    ranked = [other for other in found if not layout_reasons(job.spec, other.layout)]
     if not ranked:
         return f"{sentence}, and nothing that it can run fits."
     best = ranked[0]

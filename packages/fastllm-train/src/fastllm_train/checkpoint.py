@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from fastllm_train.errors import UserError
+from fastllm_train.layout import ParallelConfig
 from fastllm_train.run_folder import fsync_folder, write_atomically
 
 SAVING = ".saving"
@@ -32,17 +33,24 @@ class CheckpointConfig:
     """``every`` steps (0: only at the end); ``keep_last`` 0 keeps all.
 
     ``format``: "deepspeed" is DeepSpeed's own, resumed in the same layout only; "portable" is
-    layout-free (``portable.py``).
+    layout-free (``portable.py``); "auto" is DeepSpeed's where that can hold the layout.
     """
 
     every: int = 100
     keep_last: int = 2
-    format: Literal["deepspeed", "portable"] = "deepspeed"
+    format: Literal["auto", "deepspeed", "portable"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("every", "keep_last"):
             if getattr(self, name) < 0:
                 raise UserError(f"checkpoint.{name}={getattr(self, name)} is negative")
+
+
+def written_format(config: CheckpointConfig, parallel: ParallelConfig) -> str:
+    """ "deepspeed" or "portable". DeepSpeed's files do not hold experts shared out over ranks."""
+    if config.format != "auto":
+        return config.format
+    return "portable" if parallel.ep > 1 else "deepspeed"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from fastllm_planner.arch import ArchSpec, ParamSpec, iter_params
+from fastllm_train.checkpoint import written_format
 from fastllm_train.config import Config
 from fastllm_train.context_parallel import cut_context, part_of_sequence
 from fastllm_train.data import MicroBatch
@@ -92,7 +93,7 @@ class DeepSpeedEngine:
         self._spec = spec
         self._start = start
         self._optimizer_name = config.optim.name
-        self._portable = config.checkpoint.format == "portable"
+        self._portable = written_format(config.checkpoint, config.parallel) == "portable"
         self._device = torch.device(device)
         self._stage, _ = effective_zero_stage(config)
         self._norm: float | None = None  # of a step without ZeRO

@@ -196,7 +196,9 @@ class _Run:
         on_rank_0(lambda: checkpoint.require_space(checkpoint.saving_folder(root), needed))
         self.engine.save(root / checkpoint.SAVING / tag, self._state(step, consumed))
         dist.barrier()
-        bound = self.config.checkpoint.format == "deepspeed"
+        bound = (
+            checkpoint.written_format(self.config.checkpoint, self.config.parallel) == "deepspeed"
+        )
         layout = deepspeed_layout(self.config) if bound else None
         on_rank_0(lambda: checkpoint.publish(root, tag, layout))
         on_rank_0(lambda: checkpoint.prune(root, self.config.checkpoint.keep_last))
@@ -232,14 +234,16 @@ def _start_of(
 def checkpoint_bytes(config: Config, spec: ArchSpec) -> int:
     """Size of a checkpoint, a little rounded up: fp32 master and moments, the model's own copy."""
     copies = 1 + len(MOMENTS[config.optim.name])
-    own = config.precision.torch_dtype.itemsize if config.checkpoint.format == "deepspeed" else 0
+    portable_only = checkpoint.written_format(config.checkpoint, config.parallel) == "portable"
+    own = 0 if portable_only else config.precision.torch_dtype.itemsize
     return int(1.02 * count_params(spec) * (4 * copies + own)) + 2**20
 
 
 def deepspeed_layout(config: Config) -> dict[str, object]:
     """What DeepSpeed's own checkpoints are bound to."""
     parallel, stage = config.parallel, effective_zero_stage(config)[0]
-    sizes = {"dp": parallel.dp, "tp": parallel.tp, "pp": parallel.pp, "zero_stage": stage}
+    sizes = {name: getattr(parallel, name) for name in ("dp", "tp", "pp", "cp")}
+    sizes["zero_stage"] = stage
     return {**sizes, "dtype": config.precision.dtype}
 
 

@@ -103,7 +103,7 @@ def _experts(config: Config, spec: ArchSpec) -> None:
             "each its own experts",
             hint="set parallel.zero_stage=1 or 2, or parallel.ep=1",
         )
-    if config.checkpoint.format != "portable":
+    if config.checkpoint.format == "deepspeed":
         raise UserError(
             "DeepSpeed's checkpoints do not hold experts that are shared out over ranks",
             hint='set checkpoint.format="portable"',

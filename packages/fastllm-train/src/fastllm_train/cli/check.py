@@ -34,7 +34,7 @@ def command(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 
 def _text(summary: dict[str, Any]) -> str:
     parallel, batch = summary["parallel"], summary["batch"]
-    sizes = " × ".join(f"{name} {parallel[name]}" for name in ("dp", "tp", "pp", "cp"))
+    sizes = " × ".join(f"{name} {parallel[name]}" for name in ("dp", "tp", "pp", "cp", "ep"))
     zero = f"{summary['zero_stage']}"
     if summary["zero_note"]:
         zero += f" (asked for {parallel['zero_stage']}: {summary['zero_note']})"
