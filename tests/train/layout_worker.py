@@ -25,7 +25,13 @@ from fastllm_train.config import Config
 from fastllm_train.context_parallel import part_of_sequence
 from fastllm_train.data import read_step
 from fastllm_train.mesh import Mesh, build_mesh
-from fastllm_train.model_part import activation_shape, build_part, materialise, whole_model
+from fastllm_train.model_part import (
+    activation_shape,
+    build_part,
+    embedding_weight,
+    materialise,
+    whole_model,
+)
 from fastllm_train.models.initialise import initialise
 from fastllm_train.pipeline.exchange import Exchange
 from fastllm_train.pipeline.run import Runner
@@ -145,8 +151,7 @@ def part_gradients(
     exchange = Exchange(mesh, activation_shape(config, spec), torch.float64, CPU)
     tied = None
     if spec.tied_embeddings and config.parallel.pp > 1:
-        embedding = part.model.embed_tokens.weight if mesh.first_stage else None
-        tied = TiedEmbedding(mesh, exchange, embedding, copy)
+        tied = TiedEmbedding(mesh, exchange, embedding_weight(part), copy)
         tied.share_weight()
     batches = micro_batches(config, spec, mesh.at.dp(config.parallel))
     tensors = [

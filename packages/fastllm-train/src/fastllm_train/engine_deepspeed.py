@@ -31,6 +31,7 @@ from fastllm_train.mesh import build_mesh
 from fastllm_train.model_part import (
     activation_shape,
     build_part,
+    embedding_weight,
     materialise,
     owners,
     whole_model,
@@ -105,8 +106,7 @@ class DeepSpeedEngine:
         self._exchange = Exchange(self._mesh, shape, dtype, self._device)
         self._tied: TiedEmbedding | None = None
         if spec.tied_embeddings and config.parallel.pp > 1:
-            trunk = self._model.model
-            embedding = trunk.embed_tokens.weight if self._mesh.first_stage else None
+            embedding = embedding_weight(self._model)
             self._tied = TiedEmbedding(self._mesh, self._exchange, embedding, tied_copy)
             self._tied.share_weight()
         groups = parameter_groups(self._model.named_parameters(), config.optim.weight_decay)

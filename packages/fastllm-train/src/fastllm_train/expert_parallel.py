@@ -52,7 +52,8 @@ def mark_experts(model: nn.Module, mesh: Mesh) -> nn.Module:
             nn.Module.__init__(self)
             self.num_experts = next(_layers(model)).router.weight.shape[0]
 
-        def set_deepspeed_parallelism(self, *_: Any) -> None:
+        def set_deepspeed_parallelism(self, use_data_before_expert_parallel_: bool = False) -> None:
+            del use_data_before_expert_parallel_
             groups._EXPERT_PARALLEL_GROUP[GROUP_NAME] = mesh.expert_group
             groups._EXPERT_DATA_PARALLEL_GROUP[GROUP_NAME] = mesh.expert_data_group
 

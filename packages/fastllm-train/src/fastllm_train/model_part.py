@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from fastllm_planner.arch import ArchSpec, ParamSpec, iter_params
 from fastllm_train.config import Config
@@ -58,8 +59,8 @@ def materialise(
     spec: ArchSpec = part.spec
     staged = isinstance(part, PipelineStage)
     if spec.tied_embeddings and staged and hasattr(part, "lm_head"):
-        head = part.lm_head
-        shape = head.weight.shape
+        head = part.get_submodule("lm_head")
+        shape = head.get_parameter("weight").shape
         del head.weight
         copy = torch.empty(shape, dtype=dtype, device=device, requires_grad=True)
         head.weight = copy  # type: ignore[assignment]
@@ -67,6 +68,14 @@ def materialise(
     if not staged:
         tie(part)
     return copy
+
+
+def embedding_weight(part: TrainingModel | PipelineStage) -> nn.Parameter | None:
+    """None on a stage without the embedding."""
+    for name, param in part.named_parameters():
+        if name == "model.embed_tokens.weight":
+            return param
+    return None
 
 
 def activation_shape(config: Config, spec: ArchSpec) -> tuple[int, ...]:
