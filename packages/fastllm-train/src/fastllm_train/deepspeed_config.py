@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fastllm_planner.arch import count_params
+
 if TYPE_CHECKING:
     from fastllm_train.config import Config
+
+MAX_REDUCE_BUCKET = 200_000_000
 
 
 def effective_zero_stage(config: Config) -> tuple[int, str]:
@@ -26,11 +30,18 @@ def effective_zero_stage(config: Config) -> tuple[int, str]:
     return stage, ""
 
 
+def reduce_bucket(config: Config) -> int:
+    """Gradients that ZeRO reduces at once, in elements. DeepSpeed keeps a buffer of this size, by
+    default 500 million elements however small the model is."""
+    held = count_params(config.model.resolve()) // (config.parallel.tp * config.parallel.pp)
+    return max(1, min(MAX_REDUCE_BUCKET, held))
+
+
 def deepspeed_config(config: Config) -> dict[str, Any]:
     """The dictionary given to ``deepspeed.initialize``. The optimizer itself is torch's, ours."""
     stage, _ = effective_zero_stage(config)
     parallel, batch = config.parallel, config.batch
-    zero: dict[str, Any] = {"stage": stage}
+    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": reduce_bucket(config)}
     if stage == 3:
         # Small tensors (norm weights) stay whole; fetching them costs more than storing them.
         zero["stage3_param_persistence_threshold"] = 10_000

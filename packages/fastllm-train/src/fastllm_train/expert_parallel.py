@@ -40,10 +40,7 @@ def mark_experts(model: nn.Module, mesh: Mesh) -> nn.Module:
     from deepspeed.moe.layer import MoE
     from deepspeed.utils import groups
 
-    for layer in _layers(model):
-        for param in layer.experts.parameters():
-            param.allreduce = False  # type: ignore[attr-defined]
-            param.group_name = GROUP_NAME  # type: ignore[attr-defined]
+    mark_parameters(model)
 
     class Experts(MoE):
         """Carries no weights."""
@@ -60,6 +57,14 @@ def mark_experts(model: nn.Module, mesh: Mesh) -> nn.Module:
     return Experts()
 
 
+def mark_parameters(model: nn.Module) -> None:
+    """Experts' parameters get DeepSpeed's attributes of such parameters."""
+    for layer in _layers(model):
+        for param in layer.experts.parameters():
+            param.allreduce = False  # type: ignore[attr-defined]
+            param.group_name = GROUP_NAME  # type: ignore[attr-defined]
+
+
 class DispatchedMix:
     """``Mix`` where the experts, ``count`` in all, are spread over ``group``."""
 
@@ -70,13 +75,9 @@ class DispatchedMix:
         flat = x.flatten(0, 1)
         order = chosen.flatten().argsort(stable=True)  # assignments by expert, so by rank
         token = order // chosen.shape[-1]
-        sent_RE, received_RE = self._counts(chosen)
-        sent, received = sent_RE.sum(dim=1).tolist(), received_RE.sum(dim=1).tolist()
+        sent, received, by_expert, sizes = self.plan(chosen)
         rows = exchange_rows(flat[token], sent, received, self._group)
-        # They come by rank, then expert: run each expert once, on the rows of all ranks.
-        local = torch.arange(received_RE.shape[1], device=x.device).repeat(len(received))
-        by_expert = local.repeat_interleave(received_RE.flatten()).argsort(stable=True)
-        parts = rows[by_expert].split(received_RE.sum(dim=0).tolist())
+        parts = rows[by_expert].split(sizes)  # each expert runs once, on the rows of all ranks
         out = torch.cat([e(part) for e, part in zip(experts.values(), parts, strict=True)])
         back = torch.empty_like(by_expert)
         back[by_expert] = torch.arange(len(by_expert), device=x.device)
@@ -84,13 +85,17 @@ class DispatchedMix:
         weighted = returned * weight.flatten()[order, None]
         return torch.zeros_like(flat).index_add(0, token, weighted).view_as(x)
 
-    def _counts(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows sent to, and received from, each rank (rows) for each of its experts (columns)."""
+    def plan(self, chosen: Tensor) -> tuple[list[int], list[int], Tensor, list[int]]:
+        """Rows to send to and to receive from each rank; the received rows' order by expert; rows
+        of each expert here. Received rows come by rank, then expert."""
         ranks = self._group.size()
-        counts = torch.bincount(chosen.flatten(), minlength=self._count).view(ranks, -1)
-        theirs = torch.empty_like(counts)
-        dist.all_to_all_single(theirs, counts, group=self._group)
-        return counts, theirs
+        sent_RE = torch.bincount(chosen.flatten(), minlength=self._count).view(ranks, -1)
+        received_RE = torch.empty_like(sent_RE)
+        dist.all_to_all_single(received_RE, sent_RE, group=self._group)
+        local = torch.arange(received_RE.shape[1], device=chosen.device).repeat(ranks)
+        by_expert = local.repeat_interleave(received_RE.flatten()).argsort(stable=True)
+        sent, received = (counts.sum(dim=1).tolist() for counts in (sent_RE, received_RE))
+        return sent, received, by_expert, received_RE.sum(dim=0).tolist()
 
 
 def _layers(model: nn.Module) -> Any:

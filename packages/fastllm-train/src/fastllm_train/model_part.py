@@ -5,7 +5,7 @@ So no rank ever holds more than its part, and ``check`` builds any rank's part o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from fastllm_train.context_parallel import cut_context
 from fastllm_train.expert_parallel import expert_range, share_out_experts
 from fastllm_train.layout import Coordinates, ParallelConfig
 from fastllm_train.mesh import Mesh
-from fastllm_train.models.decoder import Decoder, TrainingModel, assert_parameters, tie
+from fastllm_train.models.decoder import Decoder, TrainingModel, assert_parameters
 from fastllm_train.models.kernels import kernels_of
 from fastllm_train.pipeline.split import split_layers, stage_of
 from fastllm_train.pipeline.stage import PipelineStage, cut_to_stage
@@ -31,8 +31,14 @@ def whole_model(config: Config, spec: ArchSpec) -> TrainingModel:
     return model
 
 
-def build_part(config: Config, spec: ArchSpec, mesh: Mesh) -> TrainingModel | PipelineStage:
-    """The part of rank ``mesh.at``, without memory. Collective."""
+def build_part(
+    config: Config,
+    spec: ArchSpec,
+    mesh: Mesh,
+    prepare: Callable[[TrainingModel], None] = lambda _: None,
+) -> TrainingModel | PipelineStage:
+    """The part of rank ``mesh.at``, without memory. ``prepare`` sees it before tensor and context
+    parallelism are wired around its modules. Collective."""
     with torch.device("meta"):
         model = whole_model(config, spec)
     parallel = config.parallel
@@ -41,6 +47,7 @@ def build_part(config: Config, spec: ArchSpec, mesh: Mesh) -> TrainingModel | Pi
         cut_to_stage(model, layers, first=mesh.first_stage, last=mesh.last_stage)
     if parallel.ep > 1:
         share_out_experts(model, mesh)
+    prepare(model)
     if parallel.tp > 1:
         parallelise(model, spec, mesh, sequence_parallel=parallel.sequence_parallel)
     if parallel.cp > 1:
@@ -53,20 +60,23 @@ def build_part(config: Config, spec: ArchSpec, mesh: Mesh) -> TrainingModel | Pi
 def materialise(
     part: TrainingModel | PipelineStage, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor | None:
-    """Give ``part`` memory, uninitialised. Returns the last stage's copy of a tied embedding: no
+    """Give ``part`` new parameters with memory, uninitialised. Returns the last stage's copy of a tied embedding: no
     parameter, since the first stage's optimizer owns it; it collects a gradient as one does."""
     copy: torch.Tensor | None = None
     spec: ArchSpec = part.spec
-    staged = isinstance(part, PipelineStage)
-    if spec.tied_embeddings and staged and hasattr(part, "lm_head"):
+    if spec.tied_embeddings and isinstance(part, PipelineStage) and hasattr(part, "lm_head"):
         head = part.get_submodule("lm_head")
         shape = head.get_parameter("weight").shape
         del head.weight
         copy = torch.empty(shape, dtype=dtype, device=device, requires_grad=True)
         head.weight = copy  # type: ignore[assignment]
-    part.to(dtype=dtype).to_empty(device=device)
-    if not staged:
-        tie(part)
+    made: dict[int, nn.Parameter] = {}  # tied ones stay one parameter
+    for module in part.modules():
+        for name, param in module.named_parameters(recurse=False):
+            if id(param) not in made:
+                empty = torch.empty(param.shape, dtype=dtype, device=device)
+                made[id(param)] = nn.Parameter(empty)
+            module.register_parameter(name, made[id(param)])
     return copy
 
 

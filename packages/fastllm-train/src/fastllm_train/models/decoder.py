@@ -115,7 +115,9 @@ class Decoder(nn.Module):
         self.model = Trunk(spec, recompute=recompute, kernels=kernels)
         head = NormHead if spec.norm_head else nn.Linear
         self.lm_head = head(spec.hidden, spec.vocab, bias=False)
-        tie(self)
+        if spec.tied_embeddings:
+            assert isinstance(self.model.embed_tokens, nn.Embedding)
+            self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(self, tokens: Tensor, position_ids: Tensor) -> Tensor:
         """Logits [B, S, V] in the model's dtype, for int64 [B, S] inputs."""
@@ -172,13 +174,6 @@ class TrainingModel(nn.Module):
         in_all = sum(self.spec.is_moe_layer(layer) for layer in range(self.spec.layers))
         # The mask's sum is exact; a product with it in fp32 first would not add up over parts.
         return torch.stack(losses).sum() * (moe.aux_loss_coef / in_all) * loss_mask.sum()
-
-
-def tie(model: nn.Module) -> None:
-    """Make head and embedding one parameter where ``spec`` ties them. ``model``: a ``Decoder`` or
-    ``TrainingModel`` with both (materialising a model made on the meta device unties it)."""
-    if model.spec.tied_embeddings:  # type: ignore[union-attr]
-        model.lm_head.weight = model.model.embed_tokens.weight  # type: ignore[union-attr]
 
 
 def assert_parameters(model: nn.Module, spec: ArchSpec) -> None:

@@ -1,0 +1,1 @@
+"""Peak memory of a rank without its device: the real model and schedule under FakeTensorMode."""
