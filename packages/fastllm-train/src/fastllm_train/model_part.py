@@ -60,8 +60,11 @@ def build_part(
 def materialise(
     part: TrainingModel | PipelineStage, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor | None:
-    """Give ``part`` new parameters with memory, uninitialised. Returns the last stage's copy of a tied embedding: no
-    parameter, since the first stage's optimizer owns it; it collects a gradient as one does."""
+    """Give ``part`` new parameters with memory, uninitialised.
+
+    Returns the last stage's copy of a tied embedding: no parameter, since the first stage's
+    optimizer owns it; it collects a gradient as one does.
+    """
     copy: torch.Tensor | None = None
     spec: ArchSpec = part.spec
     if spec.tied_embeddings and isinstance(part, PipelineStage) and hasattr(part, "lm_head"):

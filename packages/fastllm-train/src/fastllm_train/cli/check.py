@@ -14,10 +14,18 @@ from fastllm_train.cli.app import verb
 @verb("check", "fastllm-train check configs/quickstart.toml parallel.dp=4")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
+@click.option("--memory", is_flag=True, help="Trace a rank's peak memory (minutes, no GPU).")
+@click.option("--gpu", metavar="NAME", help="With --memory: does it fit? Exit status 1 if not.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def command(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+def command(
+    config: Path, overrides: tuple[str, ...], memory: bool, gpu: str | None, as_json: bool
+) -> int:
     """Check CONFIG as ``run`` would, start nothing, and show what it resolves to: parameters,
-    layout, batch and the generated DeepSpeed configuration."""
+    layout, batch and the generated DeepSpeed configuration.
+
+    --memory runs training steps of one rank of each kind of pipeline stage on tensors without
+    memory, and shows their peak beside the planner's prediction.
+    """
     from fastllm_train.config import load_config
     from fastllm_train.refusals import refuse
     from fastllm_train.summary import summarise
@@ -25,11 +33,15 @@ def command(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     settings = load_config(config, overrides)
     spec = settings.model.resolve()
     refuse(settings, spec)
+    if gpu and not memory:
+        raise click.UsageError("--gpu goes with --memory")
     summary = summarise(settings, spec)
-    if as_json:
-        click.echo(json.dumps(summary))
-        return
-    click.echo(_text(summary))
+    if memory:
+        from fastllm_train.trace.report import memory_report
+
+        summary["memory"] = memory_report(settings, spec, gpu)
+    click.echo(json.dumps(summary) if as_json else _text(summary))
+    return 0 if summary.get("memory", {}).get("fits", True) else 1
 
 
 def _text(summary: dict[str, Any]) -> str:
@@ -55,4 +67,9 @@ def _text(summary: dict[str, Any]) -> str:
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
     settings = json.dumps(summary["deepspeed_config"], indent=2)
-    return "\n".join([*lines, "DeepSpeed configuration", settings])
+    lines += ["DeepSpeed configuration", settings]
+    if "memory" in summary:
+        from fastllm_train.trace.report import memory_text
+
+        lines.append(memory_text(summary["memory"]))
+    return "\n".join(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -24,8 +24,10 @@ from fastllm_train.model_part import (
     embedding_weight,
     materialise,
 )
+from fastllm_train.models.decoder import TrainingModel
 from fastllm_train.pipeline.exchange import Exchange
 from fastllm_train.pipeline.run import Runner
+from fastllm_train.pipeline.stage import PipelineStage
 from fastllm_train.pipeline.tied import TiedEmbedding
 from fastllm_train.trace.balanced import balance_routing
 from fastllm_train.trace.tracer import MemoryTracer, Peak
@@ -51,15 +53,17 @@ def stages_to_trace(pp: int) -> list[int]:
     return sorted({0, 1, pp - 1}) if pp > 2 else list(range(pp))
 
 
-def trace_stage(config: Config, spec: ArchSpec, stage: int) -> StageTrace:
-    """Trace the first rank of ``stage``. The process must be in no process group."""
+def trace_stage(config: Config, spec: ArchSpec, stage: int, *, fake: bool = True) -> StageTrace:
+    """Trace the first rank of ``stage``; ``fake`` False: on real tensors, in the memory of this
+    machine. The process must be in no process group."""
     parallel = config.parallel
     rank = parallel.rank_of(Coordinates(stage, 0, 0, 0, 0))
     with _fake_job(rank, parallel.world_size):
         mesh = build_mesh(parallel)
         part = build_part(config, spec, mesh, prepare=lambda m: balance_routing(m, parallel.ep))
         tracer = MemoryTracer("weights")
-        with FakeTensorMode(allow_non_fake_inputs=True), tracer:
+        mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext()
+        with mode, tracer:
             copy = materialise(part, CPU, config.precision.torch_dtype)
             if parallel.ep > 1:
                 mark_parameters(part)
@@ -72,7 +76,7 @@ def _run_steps(
     config: Config,
     spec: ArchSpec,
     mesh: Mesh,
-    part: torch.nn.Module,
+    part: TrainingModel | PipelineStage,
     copy: Tensor | None,
     tracer: MemoryTracer,
 ) -> None:
@@ -96,6 +100,7 @@ def _run_steps(
         zero.before_backward(last=left == 0)
         tracer.phase = "backward"
         objective.backward()
+        zero.after_backward()
 
     def done(last: bool) -> None:
         nonlocal left

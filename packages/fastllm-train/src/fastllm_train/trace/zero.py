@@ -46,8 +46,11 @@ class ZeroMemory:
         """``last``: the step's last micro-batch. Stage 1 reduces in that one only."""
         self._reducing = last or self._stage == 2
         self._first = True
+
+    def after_backward(self) -> None:
+        """Stage 2 keeps what its share of the reduced gradients lies in, and no bucket."""
         if self._stage == 2:
-            self._make_bucket()
+            self._buckets = []
 
     def step(self) -> None:
         """The update, from reduced gradients to weights."""
@@ -57,7 +60,7 @@ class ZeroMemory:
             self._optimizer.step()
         else:
             for index, master in enumerate(self._masters):
-                master.grad = self._reduced[index].float()
+                master.grad = self._reduced[index][: master.numel()].float()
             self._reduced = []
             self._buckets = []
             self._optimizer.step()
@@ -77,27 +80,32 @@ class ZeroMemory:
 
     def _gradient_ready(self, param: Tensor) -> None:
         """Gradients are copied into the bucket and reduced from there: they themselves are not
-        kept. The bucket of stage 1 is made with a backward pass's first gradient (stage 2: before,
-        by measurement)."""
+        kept. The bucket is made with a backward pass's first gradient; stage 1's of the pass before
+        lives on beside it."""
         if self._first:
-            self._make_bucket()
+            self._first = False
+            phase, self._tracer.phase = self._tracer.phase, "gradients"
+            size = reduce_bucket(self._config)
+            self._buckets = [*self._buckets[-1:], torch.empty(size, dtype=param.dtype)]
+            if self._reducing and not self._reduced:
+                sizes = (self._reduced_size(group["params"]) for group in self._groups)
+                self._reduced = [torch.empty(size, dtype=param.dtype) for size in sizes]
+            self._tracer.phase = phase
         if self._reducing:
             param.grad = None
 
-    def _make_bucket(self) -> None:
-        """The bucket of the backward pass before lives on beside the new one."""
-        self._first = False
-        dtype = self._params[0].dtype
-        phase, self._tracer.phase = self._tracer.phase, "gradients"
-        self._buckets = [
-            *self._buckets[-1:],
-            torch.empty(reduce_bucket(self._config), dtype=dtype),
-        ]
-        if self._reducing and not self._reduced:
-            self._reduced = [
-                torch.empty(self._partition(group["params"]), dtype=dtype) for group in self._groups
-            ]
-        self._tracer.phase = phase
+    def _reduced_size(self, params: list[Tensor]) -> int:
+        """Elements kept of a group's reduced gradients: this rank's share; in stage 2 the whole
+        gradients that it is a view of. (The traced rank is the first: its share comes first.)"""
+        share = self._partition(params)
+        if self._stage < 2:
+            return share
+        kept = 0
+        for param in params:
+            if kept >= share:
+                break
+            kept += param.numel()
+        return kept
 
     def _partition(self, params: list[Tensor]) -> int:
         """Elements of this rank's share of a group of parameters."""
