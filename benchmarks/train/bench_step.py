@@ -4,7 +4,9 @@
 
 Every implementation runs forward, backward, clipping and fused AdamW on the same random tokens, in
 its own process (so that peak memory is its own), in interleaved rounds (so that other load on the
-machine falls on all of them). Reported: the best round's median step, tokens/s, model TFLOPs (full
+machine falls on all of them). "fastllm" runs the fused kernels, "fastllm_torch" the plain-torch
+reference of the same model. All run with transparent huge pages for tensors, as the trainer's
+launcher sets them. Reported: the best round's median step, tokens/s, model TFLOPs (full
 attention) and peak resident memory. Differences below some 8 % are noise on a shared machine.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -31,7 +34,7 @@ ARCH = {
     "vocab": VOCAB,
     "max_seq_len": SEQ_LEN,
 }
-IMPLEMENTATIONS = ("fastllm", "hf", "hf_compile")
+IMPLEMENTATIONS = ("fastllm", "fastllm_torch", "hf", "hf_compile")
 WARM_UP, STEPS = 2, 4
 
 
@@ -44,8 +47,10 @@ def run_one(name: str, dtype_name: str, threads: int, steps: int) -> dict[str, A
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     dtype = torch.bfloat16 if dtype_name == "bf16" else torch.float32
-    build = build_fastllm if name == "fastllm" else build_hugging_face
-    parameters, loss_of = build(dtype, compiled=name.endswith("compile"))
+    if name.startswith("fastllm"):
+        parameters, loss_of = build_fastllm(dtype, "torch" if name.endswith("torch") else "fused")
+    else:
+        parameters, loss_of = build_hugging_face(dtype, compiled=name.endswith("compile"))
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
     tokens = torch.randint(VOCAB, (MICRO, SEQ_LEN))
     times: list[float] = []
@@ -60,16 +65,16 @@ def run_one(name: str, dtype_name: str, threads: int, steps: int) -> dict[str, A
     return {"step_s": statistics.median(times[WARM_UP:]), "peak_gib": memory}
 
 
-def build_fastllm(dtype: Any, *, compiled: bool) -> tuple[list[Any], Callable[[Any], Any]]:
+def build_fastllm(dtype: Any, kernels: str) -> tuple[list[Any], Callable[[Any], Any]]:
     import torch
 
     from fastllm_planner.arch import spec_from_dict
     from fastllm_train.models.decoder import Decoder, TrainingModel
     from fastllm_train.models.initialise import initialise
+    from fastllm_train.models.kernels import kernels_of
 
-    del compiled
     spec = spec_from_dict(ARCH)
-    model = TrainingModel(Decoder(spec))
+    model = TrainingModel(Decoder(spec, kernels=kernels_of(kernels)))
     initialise(model, spec, 0)
     model.to(dtype)
     positions = torch.arange(SEQ_LEN).expand(MICRO, -1)
@@ -123,7 +128,8 @@ def main() -> None:
     for _ in range(args.rounds):
         for name in IMPLEMENTATIONS:
             command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            env = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"}
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env)
             results[name].append(json.loads(done.stdout.splitlines()[-1]))
             print(name, results[name][-1], file=sys.stderr, flush=True)
     print(table(results))

@@ -28,19 +28,28 @@ FIELDS = ("tokens", "labels", "loss_mask", "position_ids")
 class DataConfig:
     """``paths``: one prefix, or weight, prefix, weight, prefix, … of indexed datasets.
 
+    ``source`` "chat" is instruction tuning on the one prefix that ``fastllm-data tokenize-chat``
+    wrote: chats are packed into sequences and kept apart, only responses are learnt. ``overlong``:
+    what becomes of chats longer than a sequence (``error``, ``truncate``, ``drop``).
     ``source`` "synthetic" needs no files: sequences that a model can learn, made from ``seed``
     (for benchmarks and for trying out a layout).
     """
 
-    source: Literal["indexed", "synthetic"] = "indexed"
+    source: Literal["indexed", "chat", "synthetic"] = "indexed"
     paths: tuple[str, ...] = ()
     split: str = "949,50,1"
     tokenizer: str = ""
     seed: int = 1234
+    overlong: Literal["error", "truncate", "drop"] = "error"
 
     def __post_init__(self) -> None:
         if self.source == "synthetic" and self.paths:
             raise UserError('data.source="synthetic" takes no data.paths')
+        if self.source == "chat" and len(self.paths) != 1:
+            raise UserError(
+                f'data.source="chat" takes one prefix in data.paths, not {len(self.paths)}',
+                hint="the --out of fastllm-data tokenize-chat",
+            )
         if self.seed < 0:
             raise UserError(f"data.seed={self.seed} is negative")
 
@@ -165,7 +174,37 @@ def open_training_data(
     count = steps * batch.global_size
     if config.source == "synthetic":
         return SyntheticSamples(count, batch.seq_len, vocab, config.seed)
+    if config.source == "chat":
+        return ChatSamples(_open_chats(config, batch.seq_len), count)
     return EpochSamples(lambda epoch: _open_indexed(config, batch.seq_len, epoch), count)
+
+
+class ChatSamples:
+    """``count`` samples of an endless, seeded stream of packed chats."""
+
+    def __init__(self, chats: SampleSource, count: int) -> None:
+        self._chats, self._count = chats, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._chats[index]
+
+
+def _open_chats(config: DataConfig, seq_len: int) -> SampleSource:
+    import fastllm_data
+    from fastllm_data import UserError as DataError
+
+    chat_dataset: Any = getattr(fastllm_data, "ChatDataset", None)
+    if chat_dataset is None:
+        raise UserError(
+            f"fastllm-data {fastllm_data.__version__} has no packed chats", hint="upgrade it"
+        )
+    try:
+        return chat_dataset(config.paths[0], seq_len, seed=config.seed, overlong=config.overlong)
+    except DataError as error:
+        raise UserError(str(error), hint=error.hint) from error
 
 
 def _open_indexed(config: DataConfig, seq_len: int, epoch: int) -> SampleSource:

@@ -36,6 +36,8 @@ def worker_environment(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": str(threads_per_process(env, world_size)),
+        # torch asks for huge pages: else every large tensor is faulted in page by page on a CPU
+        "THP_MEM_ALLOC_ENABLE": env.get("THP_MEM_ALLOC_ENABLE", "1"),
         LAUNCHER_PID: str(os.getpid()),
     }
 

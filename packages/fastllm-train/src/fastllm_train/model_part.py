@@ -26,7 +26,14 @@ from fastllm_train.tensor_parallel.apply import parallelise
 def whole_model(config: Config, spec: ArchSpec) -> TrainingModel:
     """The uncut model on torch's current default device."""
     kernels = kernels_of(config.speed.kernels)
-    model = TrainingModel(Decoder(spec, recompute=config.parallel.recompute, kernels=kernels))
+    model = TrainingModel(
+        Decoder(
+            spec,
+            recompute=config.parallel.recompute,
+            kernels=kernels,
+            documents=config.data.source == "chat",
+        )
+    )
     assert_parameters(model, spec)
     return model
 

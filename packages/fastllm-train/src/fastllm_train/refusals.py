@@ -35,6 +35,14 @@ def _sizes(config: Config, spec: ArchSpec) -> None:
             "data.paths is empty",
             hint='name a dataset prefix (fastllm-data tokenize), or set data.source="synthetic"',
         )
+    if config.data.source == "chat":
+        if spec.position == "alibi":
+            raise UserError("packed chats cannot be kept apart under ALiBi in this version")
+        if config.parallel.cp > 1:
+            raise UserError(
+                "packed chats cannot be cut along the sequence in this version",
+                hint="set parallel.cp=1",
+            )
     if config.schedule.min_lr > config.optim.lr:
         raise UserError(
             f"schedule.min_lr={config.schedule.min_lr} is above optim.lr={config.optim.lr}"

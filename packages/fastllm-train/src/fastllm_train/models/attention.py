@@ -23,27 +23,48 @@ from fastllm_train.models.rope import rotation
 class Positions(NamedTuple):
     """What attention knows of positions, made once per forward pass.
 
-    ``angles``: the rotations, or None. ``window``: bool [S, S], True where a query
-    (row) sees a key, or None when the window holds the whole sequence. ``alibi``: additive
-    [A, S, S] with the causal mask in it, or None.
+    ``angles``: the rotations, or None. ``visible``: bool, True where a query (row) sees a key,
+    [B, 1, S, S] where documents are apart, or None where causality is all; ``window``: the same
+    for layers with a sliding window, [S, S] without documents. ``alibi``: additive [A, S, S] with
+    the causal mask in it, or None.
     """
 
     angles: Angles | None
+    visible: Tensor | None
     window: Tensor | None
     alibi: Tensor | None
 
 
 def positions(
-    spec: ArchSpec, position_ids: Tensor, dtype: torch.dtype, context_ranks: int = 1
+    spec: ArchSpec,
+    position_ids: Tensor,
+    dtype: torch.dtype,
+    context_ranks: int = 1,
+    *,
+    documents: bool = False,
 ) -> Positions:
-    """For ``position_ids`` int64 [B, S], a rank's part of a sequence cut over ``context_ranks``."""
+    """For ``position_ids`` int64 [B, S], a rank's part of a sequence cut over ``context_ranks``.
+
+    With ``documents`` a position 0 begins one, and attention stays within it.
+    """
     length, device = position_ids.shape[1] * context_ranks, position_ids.device
     angles = rotation(spec.rope, spec.head_dim, position_ids) if spec.position == "rope" else None
     window = None
     if spec.sliding_window is not None and spec.sliding_window < length:
         window = sliding_window(length, spec.sliding_window, device)
+    visible = None
+    if documents:
+        visible = same_document(position_ids)
+        window = None if window is None else visible & window
     alibi = alibi_bias(spec.heads, length, device).to(dtype) if spec.position == "alibi" else None
-    return Positions(angles, window, alibi)
+    return Positions(angles, visible, visible if window is None else window, alibi)
+
+
+def same_document(position_ids: Tensor) -> Tensor:
+    """True where key j is in the document of query i and not after it: bool [B, 1, S, S]."""
+    number = (position_ids == 0).cumsum(dim=1)
+    same = number[:, :, None] == number[:, None, :]
+    return same.tril()[:, None]
 
 
 def sliding_window(length: int, window: int, device: torch.device) -> Tensor:
@@ -114,7 +135,7 @@ class Attention(nn.Module):
         if where.angles is not None:
             q_BSAD = self.kernels.rotate(q_BSAD, where.angles)
             k_BSKD = self.kernels.rotate(k_BSKD, where.angles)
-        mask = where.window if self.windowed else None
+        mask = where.window if self.windowed else where.visible
         if where.alibi is not None:
             mask = where.alibi[self.first_head : self.first_head + q_BSAD.shape[2]]
         if self.recompute_core:

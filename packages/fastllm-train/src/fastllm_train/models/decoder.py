@@ -56,10 +56,13 @@ class Trunk(nn.Module):
     embedding and the norm only at the ends.
     """
 
-    def __init__(self, spec: ArchSpec, *, recompute: str, kernels: Kernels) -> None:
+    def __init__(
+        self, spec: ArchSpec, *, recompute: str, kernels: Kernels, documents: bool
+    ) -> None:
         super().__init__()
         check_supported(spec)
         self.spec = spec
+        self.documents = documents
         self.recompute_blocks = recompute == "full"
         self.context_ranks = 1  # over how many ranks the sequence is cut
         self.embed_tokens: nn.Module = nn.Embedding(spec.vocab, spec.hidden)
@@ -87,7 +90,9 @@ class Trunk(nn.Module):
 
     def run_layers(self, x: Tensor, position_ids: Tensor) -> Tensor:
         """The layers held here."""
-        where = positions(self.spec, position_ids, x.dtype, self.context_ranks)
+        where = positions(
+            self.spec, position_ids, x.dtype, self.context_ranks, documents=self.documents
+        )
         for layer in self.layers.values():
             if self.recompute_blocks and self.training:
                 x = checkpoint(layer, x, where, use_reentrant=False)
@@ -104,15 +109,21 @@ class NormHead(nn.Linear):
 
 
 class Decoder(nn.Module):
-    """The model with its language-model head."""
+    """The model with its language-model head. ``documents``: a sequence holds several, each
+    beginning at position 0, and attention stays within each."""
 
     def __init__(
-        self, spec: ArchSpec, *, recompute: str = "none", kernels: Kernels = TORCH
+        self,
+        spec: ArchSpec,
+        *,
+        recompute: str = "none",
+        kernels: Kernels = TORCH,
+        documents: bool = False,
     ) -> None:
         super().__init__()
         self.spec = spec
         self.kernels = kernels
-        self.model = Trunk(spec, recompute=recompute, kernels=kernels)
+        self.model = Trunk(spec, recompute=recompute, kernels=kernels, documents=documents)
         head = NormHead if spec.norm_head else nn.Linear
         self.lm_head = head(spec.hidden, spec.vocab, bias=False)
         if spec.tied_embeddings:
