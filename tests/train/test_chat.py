@@ -112,6 +112,11 @@ def test_chats_are_the_config_s_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     assert batch.position_ids[0].tolist() == [i % 8 for i in range(32)]
 
 
+def build_and_refuse(table: dict[str, Any]) -> None:
+    config = build_config(table)
+    refuse(config, config.model.resolve())
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
@@ -132,5 +137,4 @@ def test_refused(sections: dict[str, Any], message: str) -> None:
         **sections,
     }
     with pytest.raises(UserError, match=message):
-        config = build_config(table)
-        refuse(config, config.model.resolve())
+        build_and_refuse(table)

@@ -123,7 +123,8 @@ def small_checkpoint(folder: Path) -> None:
     ]
     owners = {state.name: index % 2 for index, state in enumerate(states)}
     for rank in (0, 1):
-        write_share(folder, states, owners, rank, 2)
+        share = [state for state in states if owners[state.name] == rank]
+        write_share(folder, share, rank, 2)
     write_description(folder, spec, {"step": 3}, owners, 2)
 
 

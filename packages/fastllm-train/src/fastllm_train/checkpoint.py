@@ -34,11 +34,13 @@ class CheckpointConfig:
 
     ``format``: "deepspeed" is DeepSpeed's own, resumed in the same layout only; "portable" is
     layout-free (``portable.py``); "auto" is DeepSpeed's where that can hold the layout.
+    ``background``: training goes on while a portable checkpoint is written.
     """
 
     every: int = 100
     keep_last: int = 2
     format: Literal["auto", "deepspeed", "portable"] = "auto"
+    background: bool = False
 
     def __post_init__(self) -> None:
         for name in ("every", "keep_last"):

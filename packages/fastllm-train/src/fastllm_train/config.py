@@ -26,6 +26,7 @@ from fastllm_train.precision import PrecisionConfig
 from fastllm_train.run_folder import RunConfig
 from fastllm_train.schedule import ScheduleConfig
 from fastllm_train.speed import SpeedConfig
+from fastllm_train.spikes import SpikesConfig
 
 MAX_BASES = 8
 
@@ -42,6 +43,7 @@ class Config:
     schedule: ScheduleConfig
     precision: PrecisionConfig
     speed: SpeedConfig
+    spikes: SpikesConfig
     checkpoint: CheckpointConfig
     run: RunConfig
 

@@ -88,7 +88,8 @@ class SyntheticSamples:
         return self._count
 
     def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < self._count:
+        # Beyond the count, too: a run that skips samples reads on.
+        if index < 0:
             raise IndexError(index)
         draw = np.random.default_rng((self._seed, index))
         factor, shift = (int(draw.integers(1, 4)), int(draw.integers(1, 4)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,8 +37,14 @@ class Engine(Protocol):
         """Write this rank's part of a checkpoint and ``state`` under ``folder``."""
         ...
 
+    def snapshot(self, state: Mapping[str, Any]) -> Callable[[Path], None]:
+        """A copy of the training state in host memory, as the function that writes this rank's
+        files of it into a folder: not collective, and free to run in another thread."""
+        ...
+
     def load(self, folder: Path) -> dict[str, Any]:
-        """Restore a checkpoint of the same layout; returns the ``state`` it was saved with."""
+        """Restore a checkpoint, of any layout if it is portable; returns the ``state`` it was
+        saved with. Also in the middle of a run, to go back."""
         ...
 
     def master_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -98,9 +98,12 @@ class DeepSpeedEngine:
         self._device = torch.device(device)
         self._stage, _ = effective_zero_stage(config)
         self._norm: float | None = None  # of a step without ZeRO
+        self._seed = config.run.seed
+        self._gather: Callable[[torch.nn.Parameter], Any] | None = None  # ZeRO-3's shards
         self._mesh = build_mesh(config.parallel)
         self._owners = owners(config, spec)
         settings = deepspeed_config(config)
+        self._model: TrainingModel | PipelineStage
         self._model, tied_copy = self._build(config, settings)
         shape, dtype = activation_shape(config, spec), config.precision.torch_dtype
         self._exchange = Exchange(self._mesh, shape, dtype, self._device)
@@ -127,7 +130,6 @@ class DeepSpeedEngine:
         import deepspeed
 
         spec, mesh, parallel = self._spec, self._mesh, config.parallel
-        gather: Callable[[torch.nn.Parameter], Any] | None = None
         copy: torch.Tensor | None = None
         if self._stage == 3 and parallel.tp == 1:
             # Modules are sharded as they are made; with tensor parallelism they are cut first.
@@ -138,17 +140,21 @@ class DeepSpeedEngine:
             if parallel.cp > 1:
                 cut_context(model.model, mesh)
             gathered = deepspeed.zero.GatheredParameters
-            gather = lambda p: gathered([p], modifier_rank=0)  # noqa: E731
+            self._gather = lambda p: gathered([p], modifier_rank=0)
         else:
             model = build_part(config, spec, mesh)
             copy = materialise(model, self._device, config.precision.torch_dtype)
             mark_counted(model, spec, mesh)
             if parallel.ep > 1:
                 model.expert_groups = mark_experts(model, mesh)
-        value = None if self._start is None else self._start.weight
-        cut = partial(cut_to_rank, spec, mesh)
-        initialise(model, spec, config.run.seed, gather, cut, value)
+        self._model = model
+        self._fill(None if self._start is None else self._start.weight)
         return model.to(device=self._device, dtype=config.precision.torch_dtype), copy
+
+    def _fill(self, value: Callable[[ParamSpec], torch.Tensor] | None) -> None:
+        """Set the model's weights, from whole tensors or (None) at random."""
+        cut = partial(cut_to_rank, self._spec, self._mesh)
+        initialise(self._model, self._spec, self._seed, self._gather, cut, value)
 
     def train_step(self, batches: Sequence[MicroBatch], lr: float, *, stop: bool) -> StepOutcome:
         """One step. Gradients are those of Σ w·loss / Σ w over the **global** batch: weights are
@@ -200,10 +206,18 @@ class DeepSpeedEngine:
                 save_latest=False,
             )
             return
+        self.snapshot(state)(folder)
+
+    def snapshot(self, state: Mapping[str, Any]) -> Callable[[Path], None]:
         rank, world_size = dist.get_rank(), dist.get_world_size()
-        write_share(folder, self._whole_states(), self._owners, rank, world_size)
-        if rank == 0:
-            write_description(folder, self._spec, state, self._owners, world_size)
+        share = [s for s in self._whole_states() if self._owners[s.name] == rank]
+
+        def write(folder: Path) -> None:
+            write_share(folder, share, rank, world_size)
+            if rank == 0:
+                write_description(folder, self._spec, state, self._owners, world_size)
+
+        return write
 
     def load(self, folder: Path) -> dict[str, Any]:
         if is_portable(folder):
@@ -231,8 +245,10 @@ class DeepSpeedEngine:
 
     def _load_portable(self, folder: Path) -> dict[str, Any]:
         start = self._start
-        if start is None or start.folder != folder:
-            raise RuntimeError(f"the engine was not started from {folder}")
+        if start is None or start.folder != folder:  # going back in the middle of a run
+            start = PortableCheckpoint(folder, self._spec)
+            self._fill(start.weight)
+        self._start = None
         self._states.begin_restore(start.state["step"])
         for param, named in self._parameters():
             moments = start.moments(param, MOMENTS[self._optimizer_name])

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import signal
-import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +13,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fastllm_planner.arch import ArchSpec, count_params, to_hf_config
+from fastllm_planner.arch import ArchSpec, to_hf_config
 from fastllm_train import checkpoint, portable
 from fastllm_train.config import Config, to_table
+from fastllm_train.coordination import on_rank_0, say
 from fastllm_train.data import SampleSource, open_training_data, read_step
-from fastllm_train.deepspeed_config import effective_zero_stage
-from fastllm_train.deepspeed_states import MOMENTS
 from fastllm_train.engine import Engine, StepOutcome
 from fastllm_train.engine_deepspeed import DeepSpeedEngine
 from fastllm_train.errors import PeerError, UserError
@@ -36,7 +32,9 @@ from fastllm_train.metrics import (
 )
 from fastllm_train.peak import job_peak
 from fastllm_train.run_folder import RunFolder, lock, write_atomically, write_config
+from fastllm_train.saver import Saver, deepspeed_layout
 from fastllm_train.schedule import learning_rate
+from fastllm_train.spikes import SpikeWatch
 
 STATE_SCHEMA = 1
 
@@ -101,7 +99,8 @@ def train(
         resumed = step if found.path is not None else None
         metrics.write(run_record(config, spec, device, peak, resumed))
     try:
-        run = _Run(config, spec, device, engine, source, folder, metrics)
+        saver = Saver(config, spec, engine, folder.checkpoints, metrics, found.path)
+        run = _Run(config, spec, device, engine, source, saver, metrics)
         return run.steps(step, consumed, throughput(config, spec, peak), request)
     finally:
         if metrics is not None:
@@ -115,13 +114,12 @@ class _Run:
     device: str
     engine: Engine
     source: SampleSource
-    folder: RunFolder
+    saver: Saver
     metrics: MetricsFile | None
 
     def steps(self, step: int, consumed: int, rates: Throughput, request: StopRequest) -> Ending:
         config, total = self.config, self.config.schedule.steps
-        saved: Path | None = None
-        saved_at = step
+        watch, rewinds = SpikeWatch(config.spikes), 0
         while step < total:
             start = time.perf_counter()
             batches = read_step(
@@ -138,32 +136,45 @@ class _Run:
             outcome = self.engine.train_step(batches, lr, stop=request.asked())
             consumed += config.batch.global_size
             seconds = time.perf_counter() - start
-            self._record(
-                step,
-                consumed,
-                lr,
-                outcome.loss,
-                outcome.grad_norm,
-                seconds,
-                {"data": data_s, **outcome.phase_s},
-                rates,
-            )
-            _stop_at_nonsense(step, outcome)
+            phases = {"data": data_s, **outcome.phase_s}
+            self._record(step, consumed, lr, outcome, seconds, phases, rates)
+            self.saver.poll()
+            wrong = watch.verdict(outcome.loss, outcome.grad_norm)
+            if wrong is not None:
+                rewinds += 1
+                step = self._rewind(step, consumed, wrong, rewinds)
+                watch.forget()
+                continue
             every = config.checkpoint.every
-            if outcome.stop or step == total or (every and step % every == 0):
-                saved, saved_at = self._save(step, consumed), step
+            last = outcome.stop or step == total
+            if last or (every and step % every == 0):
+                self.saver.save(step, self._state(step, consumed), wait=last)
             if outcome.stop:
-                return Ending(step, True, saved)
-        assert saved_at == step
-        return Ending(step, False, saved)
+                return Ending(step, True, self.saver.newest)
+        return Ending(step, False, self.saver.newest)
+
+    def _rewind(self, step: int, consumed: int, wrong: str, rewinds: int) -> int:
+        """Back to the last checkpoint; its step. The samples since then, up to ``consumed``, are
+        not read again: the order is a function of their number. Loss and norm are the same on every
+        rank, so all ranks do the same; nothing of the bad step is saved."""
+        message, policy = f"step {step}: {wrong}", self.config.spikes
+        found = self.saver.newest
+        if policy.policy == "stop" or found is None or rewinds > policy.max_rewinds:
+            raise _diverged(message, rewinds if policy.policy == "rewind" else 0, found)
+        state = self.engine.load(found)
+        back, before = int(state["step"]), int(state["consumed_samples"])
+        if self.metrics is not None:
+            skipped = {"skipped_samples": consumed - before, "reason": wrong}
+            self.metrics.write({"kind": "rewind", "step": step, "to_step": back, **skipped})
+        say(f"{message}: back to step {back}, past {consumed - before} samples")
+        return back
 
     def _record(
         self,
         step: int,
         consumed: int,
         lr: float,
-        loss: float,
-        grad_norm: float,
+        outcome: StepOutcome,
         seconds: float,
         phase_s: dict[str, float],
         rates: Throughput,
@@ -174,8 +185,8 @@ class _Run:
         tokens = batch.global_size * batch.seq_len
         record = StepRecord(
             step=step,
-            loss=loss,
-            grad_norm=grad_norm,
+            loss=outcome.loss,
+            grad_norm=outcome.grad_norm,
             lr=lr,
             tokens=tokens,
             consumed_tokens=consumed * batch.seq_len,
@@ -187,26 +198,6 @@ class _Run:
         )
         self.metrics.step(record)
         say(step_line(record, self.config.schedule.steps))
-
-    def _save(self, step: int, consumed: int) -> Path:
-        """Write and publish a checkpoint; on return every rank knows that it is durable."""
-        start = time.perf_counter()
-        root, tag = self.folder.checkpoints, checkpoint.tag_of(step)
-        needed = checkpoint_bytes(self.config, self.spec)
-        on_rank_0(lambda: checkpoint.require_space(checkpoint.saving_folder(root), needed))
-        self.engine.save(root / checkpoint.SAVING / tag, self._state(step, consumed))
-        dist.barrier()
-        bound = (
-            checkpoint.written_format(self.config.checkpoint, self.config.parallel) == "deepspeed"
-        )
-        layout = deepspeed_layout(self.config) if bound else None
-        on_rank_0(lambda: checkpoint.publish(root, tag, layout))
-        on_rank_0(lambda: checkpoint.prune(root, self.config.checkpoint.keep_last))
-        seconds = time.perf_counter() - start
-        if self.metrics is not None:
-            self.metrics.write({"kind": "checkpoint", "step": step, "seconds": seconds})
-        say(f"checkpoint {root / tag} ({seconds:.1f} s)")
-        return root / tag
 
     def _state(self, step: int, consumed: int) -> dict[str, Any]:
         return {
@@ -231,22 +222,6 @@ def _start_of(
     return portable.PortableCheckpoint(path, spec)
 
 
-def checkpoint_bytes(config: Config, spec: ArchSpec) -> int:
-    """Size of a checkpoint, a little rounded up: fp32 master and moments, the model's own copy."""
-    copies = 1 + len(MOMENTS[config.optim.name])
-    portable_only = checkpoint.written_format(config.checkpoint, config.parallel) == "portable"
-    own = 0 if portable_only else config.precision.torch_dtype.itemsize
-    return int(1.02 * count_params(spec) * (4 * copies + own)) + 2**20
-
-
-def deepspeed_layout(config: Config) -> dict[str, object]:
-    """What DeepSpeed's own checkpoints are bound to."""
-    parallel, stage = config.parallel, effective_zero_stage(config)[0]
-    sizes = {name: getattr(parallel, name) for name in ("dp", "tp", "pp", "cp")}
-    sizes["zero_stage"] = stage
-    return {**sizes, "dtype": config.precision.dtype}
-
-
 def _refuse_other_layout(path: Path, config: Config) -> None:
     saved, wanted = checkpoint.layout_of(path), deepspeed_layout(config)
     if saved is not None and saved != wanted:
@@ -258,40 +233,20 @@ def _refuse_other_layout(path: Path, config: Config) -> None:
         )
 
 
-def _stop_at_nonsense(step: int, outcome: StepOutcome) -> None:
-    """Loss and norm are the same on every rank, so all ranks stop, and none saves."""
-    if math.isfinite(outcome.loss) and math.isfinite(outcome.grad_norm):
-        return
-    message = f"step {step}: loss {outcome.loss}, gradient norm {outcome.grad_norm}"
+def _diverged(message: str, rewinds: int, found: Path | None) -> Exception:
+    """What ends the run: rank 0 says it, the others follow."""
     if dist.get_rank() != 0:
-        raise PeerError(message)
-    raise UserError(
-        f"{message}: training has diverged, the weights of this step were not saved",
-        hint="the last checkpoint is intact: lower optim.lr or clip harder, then run again",
+        return PeerError(message)
+    hint = "the last checkpoint is intact: lower optim.lr or clip harder, then run again"
+    if rewinds and found is None:
+        message += "; there is no checkpoint to go back to"
+    elif rewinds:
+        message += f"; went back {rewinds - 1} times already"
+    else:
+        hint += '; or set spikes.policy="rewind"'
+    return UserError(
+        f"{message}: training has diverged, the weights of this step were not saved", hint=hint
     )
-
-
-def on_rank_0(action: Callable[[], object]) -> None:
-    """Run on rank 0 while the others wait; a failure there is an error on every rank."""
-    failed: list[str | None] = [None]
-    failure: BaseException | None = None
-    if dist.get_rank() == 0:
-        try:
-            action()
-        except (OSError, UserError) as error:
-            failed = [str(error)]
-            failure = error
-    dist.broadcast_object_list(failed, src=0)
-    if failed[0] is not None:
-        if dist.get_rank() == 0:
-            raise UserError(failed[0], hint=getattr(failure, "hint", "")) from failure
-        raise PeerError(failed[0])
-
-
-def say(text: str) -> None:
-    """One line of the log: stderr, rank 0 only."""
-    if dist.get_rank() == 0:
-        print(text, file=sys.stderr, flush=True)
 
 
 def _open_data_in_turn(config: Config, spec: ArchSpec) -> SampleSource:

@@ -14,6 +14,7 @@ No file is a pickle. Any layout (data, tensor parallel size, ZeRO stage) loads a
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,24 +51,18 @@ def file_names(rank: int, world_size: int) -> tuple[str, str]:
     return f"model-{tail}", f"optimizer-{tail}"
 
 
-def write_share(
-    folder: Path,
-    states: Iterable[WholeState],
-    owners: Mapping[str, int],
-    rank: int,
-    world_size: int,
-) -> None:
-    """Write the parameters that ``rank`` owns; consumes all of ``states`` (making them may be
-    collective). ``owners``: which rank writes each parameter, by name."""
+def write_share(folder: Path, share: Iterable[WholeState], rank: int, world_size: int) -> None:
+    """Write the parameters that ``rank`` owns, and flush them to disk."""
     weights: dict[str, torch.Tensor] = {}
     moments: dict[str, torch.Tensor] = {}
-    for state in states:
-        if owners[state.name] == rank:
-            weights[state.name] = state.weight.contiguous()
-            moments |= {f"{k}/{state.name}": m.contiguous() for k, m in state.moments.items()}
+    for state in share:
+        weights[state.name] = state.weight.contiguous()
+        moments |= {f"{k}/{state.name}": m.contiguous() for k, m in state.moments.items()}
     folder.mkdir(parents=True, exist_ok=True)
     for name, tensors in zip(file_names(rank, world_size), (weights, moments), strict=True):
         save_file(tensors, folder / name, metadata={"format": "pt"})
+        with (folder / name).open("rb") as handle:
+            os.fsync(handle.fileno())
 
 
 def write_description(

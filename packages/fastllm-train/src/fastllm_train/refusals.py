@@ -6,6 +6,7 @@ A section checks its own values (its dataclass); here are the rules between sect
 from __future__ import annotations
 
 from fastllm_planner.arch import ArchSpec
+from fastllm_train.checkpoint import written_format
 from fastllm_train.config import Config
 from fastllm_train.errors import UserError
 from fastllm_train.models.supported import check_supported
@@ -20,6 +21,7 @@ def refuse(config: Config, spec: ArchSpec) -> None:
     _context(config, spec)
     _experts(config, spec)
     _zero(config)
+    _checkpoint(config)
 
 
 def _sizes(config: Config, spec: ArchSpec) -> None:
@@ -91,6 +93,15 @@ def _context(config: Config, spec: ArchSpec) -> None:
     if kv_heads % cp and cp % kv_heads:
         raise UserError(
             f"parallel.cp={cp} and {kv_heads} key/value heads per rank: neither divides the other"
+        )
+
+
+def _checkpoint(config: Config) -> None:
+    form = written_format(config.checkpoint, config.parallel)
+    if config.checkpoint.background and form != "portable":
+        raise UserError(
+            "checkpoint.background writes portable checkpoints; DeepSpeed writes its own in turn",
+            hint='set checkpoint.format="portable"',
         )
 
 
