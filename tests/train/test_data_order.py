@@ -63,7 +63,7 @@ def test_synthetic_samples_do_not_change_and_can_be_learnt() -> None:
         set(one["tokens"].tolist())
     )
     with pytest.raises(IndexError):
-        source[4]
+        source[-1]
 
 
 def test_a_token_outside_the_vocabulary_is_an_error() -> None:

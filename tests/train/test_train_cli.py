@@ -70,7 +70,10 @@ def test_verbs_line_up_with_their_modules() -> None:
     for name in VERBS:
         command = group.get_command(None, name)  # type: ignore[arg-type]
         assert command is not None
-        assert command is importlib.import_module(f"fastllm_train.cli.{name}").command
+        assert (
+            command
+            is importlib.import_module(f"fastllm_train.cli.{name.replace('-', '_')}").command
+        )
         assert command.name == name
 
 

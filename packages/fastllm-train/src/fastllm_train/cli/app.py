@@ -11,12 +11,14 @@ import click
 
 from fastllm_train import __version__
 
-# Verb → one-line help. The module is ``fastllm_train.cli.<verb>``, its command is ``command``.
+# Verb → one-line help. The module is ``fastllm_train.cli.<verb>`` (``_`` for ``-``), its command
+# is ``command``.
 VERBS: dict[str, str] = {
     "run": "Train, or go on training, as a config says.",
     "check": "Check a config and show its layout, without a GPU.",
     "report": "TFLOPs, MFU, throughput and loss of a run.",
     "peak": "Measure this machine's GEMM peak.",
+    "import-megatron": "Turn a Megatron launch script into a config.",
 }
 
 
@@ -39,7 +41,7 @@ class VerbGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        return importlib.import_module(f"fastllm_train.cli.{cmd_name}").command
+        return importlib.import_module(f"fastllm_train.cli.{cmd_name.replace('-', '_')}").command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

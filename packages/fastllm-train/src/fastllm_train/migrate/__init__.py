@@ -1,0 +1,1 @@
+"""Configs from the launch scripts of other trainers."""
