@@ -11,12 +11,14 @@ import fault_worker
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_layouts import tiny_config
+from train_layouts import TINY, tiny_config
 from train_worker import run_ranks
 
+from fastllm_planner.arch import iter_params, spec_from_dict, to_hf_config
 from fastllm_train.checkpoint import newest
 from fastllm_train.config import to_table
 from fastllm_train.errors import UserError
+from fastllm_train.pretrained import PretrainedWeights
 from fastllm_train.refusals import refuse
 from fastllm_train.spikes import SpikesConfig, SpikeWatch
 
@@ -48,8 +50,19 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "poisoned deepspeed": ({"pp": 2, "zero_stage": 1}, {"saves": DEEPSPEED, "spikes": REWIND}),
     "shifted deepspeed": ({"pp": 2, "zero_stage": 1}, {"saves": DEEPSPEED}),
     "poisoned stop": ({"dp": 2, "zero_stage": 1}, {"saves": BACKGROUND}),
+    "from weights": ({"pp": 2, "zero_stage": 1}, {"saves": {"format": "portable"}}),
     "full disk": ({"dp": 2, "zero_stage": 1}, {"saves": BACKGROUND}),
 }
+
+
+def pretrained(folder: Path) -> Path:
+    """A folder as transformers writes it, in bf16."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**to_hf_config(spec_from_dict(TINY)))
+    torch.manual_seed(5)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +72,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
         name: table_of(folder / name, parallel, **sections)
         for name, (parallel, sections) in RUNS.items()
     }
+    tables["from weights"]["model"]["weights"] = str(pretrained(tmp_path_factory.mktemp("hf")))
+    tables["from weights"]["optim"]["lr"] = 1e-30  # the weights stay what they were
     (folder / "listing.json").write_text(json.dumps(tables))
     out = folder / "endings.json"
     run_ranks([fault_worker.__file__, str(folder / "listing.json"), str(out)], 2)
@@ -92,6 +107,29 @@ def test_going_back_equals_never_having_read_those_samples(
     (rewind,) = [r for r in map(json.loads, lines) if r["kind"] == "rewind"]
     assert (rewind["step"], rewind["to_step"], rewind["skipped_samples"]) == (6, 4, 16)
     assert "nan" in rewind["reason"]
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_a_hugging_face_folder(
+    ran: tuple[Path, list[dict[str, str]]], tmp_path: Path
+) -> None:
+    folder, endings = ran
+    assert [ending["from weights"] for ending in endings] == ["step 8"] * 2
+    want = load_file(pretrained(tmp_path) / "model.safetensors")
+    got = weights(folder / "from weights", 8)
+    for name, tensor in want.items():
+        torch.testing.assert_close(got[name], tensor.float(), rtol=0, atol=1e-7)
+
+
+def test_a_folder_of_another_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no readable"):
+        PretrainedWeights(tmp_path, spec_from_dict(TINY))
+    folder = pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"lacks 9 of the model's tensors, model\.layers\.2"):
+        PretrainedWeights(folder, spec_from_dict({**TINY, "layers": 3}))
+    wide = spec_from_dict({**TINY, "vocab": 256})
+    with pytest.raises(UserError, match=r"shape \[128, 64\], the model's has \[256, 64\]"):
+        PretrainedWeights(folder, wide).weight(next(iter_params(wide)))
 
 
 @pytest.mark.slow

@@ -15,11 +15,15 @@ SOURCES = ("preset", "hf_config", "arch")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Exactly one of ``preset``, ``hf_config`` (a file or folder) and ``arch`` is set."""
+    """Exactly one of ``preset``, ``hf_config`` (a file or folder) and ``arch`` is set.
+
+    ``weights``: a Hugging Face folder to start from; without it weights are drawn at random.
+    """
 
     preset: str = ""
     hf_config: str = ""
     arch: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = ""
 
     def __post_init__(self) -> None:
         given = [name for name in SOURCES if getattr(self, name)]

@@ -88,8 +88,10 @@ class DeepSpeedEngine:
         spec: ArchSpec,
         device: str,
         start: PortableCheckpoint | None = None,
+        weights: Callable[[ParamSpec], torch.Tensor] | None = None,
     ) -> None:
-        """``start``: a portable checkpoint to take the weights from; ``load`` it afterwards."""
+        """``start``: a portable checkpoint to take the weights from; ``load`` it afterwards.
+        ``weights``: whole tensors to start a new run from (None: drawn at random)."""
         deepspeed = import_deepspeed(device)
         self._spec = spec
         self._start = start
@@ -98,7 +100,7 @@ class DeepSpeedEngine:
         self._device = torch.device(device)
         self._stage, _ = effective_zero_stage(config)
         self._norm: float | None = None  # of a step without ZeRO
-        self._seed = config.run.seed
+        self._seed, self._weights = config.run.seed, weights
         self._gather: Callable[[torch.nn.Parameter], Any] | None = None  # ZeRO-3's shards
         self._mesh = build_mesh(config.parallel)
         self._owners = owners(config, spec)
@@ -148,7 +150,7 @@ class DeepSpeedEngine:
             if parallel.ep > 1:
                 model.expert_groups = mark_experts(model, mesh)
         self._model = model
-        self._fill(None if self._start is None else self._start.weight)
+        self._fill(self._weights if self._start is None else self._start.weight)
         return model.to(device=self._device, dtype=config.precision.torch_dtype), copy
 
     def _fill(self, value: Callable[[ParamSpec], torch.Tensor] | None) -> None:

@@ -31,6 +31,7 @@ from fastllm_train.metrics import (
     throughput,
 )
 from fastllm_train.peak import job_peak
+from fastllm_train.pretrained import PretrainedWeights
 from fastllm_train.run_folder import RunFolder, lock, write_atomically, write_config
 from fastllm_train.saver import Saver, deepspeed_layout
 from fastllm_train.schedule import learning_rate
@@ -85,7 +86,11 @@ def train(
         on_rank_0(lambda: _start_again(folder))
     found = _agree_on_checkpoint(folder)
     torch.manual_seed(config.run.seed)
-    engine: Engine = DeepSpeedEngine(config, spec, device, _start_of(found.path, config, spec))
+    start, weights = _start_of(found.path, config, spec), None
+    if found.path is None and config.model.weights:
+        weights = _pretrained(Path(config.model.weights), spec).weight
+        say(f"weights from {config.model.weights}")
+    engine: Engine = DeepSpeedEngine(config, spec, device, start, weights)
     step, consumed = 0, 0
     if found.path is not None:
         state = engine.load(found.path)
@@ -220,6 +225,11 @@ def _start_of(
         return None
     on_rank_0(lambda: portable.PortableCheckpoint(path, spec))  # says once what is wrong
     return portable.PortableCheckpoint(path, spec)
+
+
+def _pretrained(folder: Path, spec: ArchSpec) -> PretrainedWeights:
+    on_rank_0(lambda: PretrainedWeights(folder, spec))  # says once what is wrong
+    return PretrainedWeights(folder, spec)
 
 
 def _refuse_other_layout(path: Path, config: Config) -> None:
