@@ -31,4 +31,5 @@ def test_check_accepts(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     status = main(["check", str(path), *base, "--json"])
     shown = capsys.readouterr()
     assert status == 0, shown.err
-    assert json.loads(shown.out)["config"]["model"]["preset"] in (path.stem, "llama-10m")
+    preset = json.loads(shown.out)["config"]["model"]["preset"]
+    assert preset in (path.stem, path.stem.removesuffix("-chat"), "llama-10m")

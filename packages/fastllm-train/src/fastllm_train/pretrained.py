@@ -1,7 +1,7 @@
 """Weights to start from ([model] weights): a Hugging Face folder of safetensors.
 
 Families whose names are the canonical ones (LLaMA, Mistral, Qwen2, Qwen3) are read as they are; so
-is a portable checkpoint's folder. Others go through fastllm-convert first.
+is a portable checkpoint's folder, of any family.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class PretrainedWeights:
         if missing:
             raise UserError(
                 f"{folder} lacks {len(missing)} of the model's tensors, {missing[0]} for one",
-                hint="other families' names: fastllm-convert run FOLDER OUT --to fastllm",
+                hint="readable are LLaMA, Mistral, Qwen2 and Qwen3, whose names are the canonical ones",
             )
 
     def weight(self, param: ParamSpec) -> torch.Tensor:
