@@ -49,8 +49,8 @@ class CheckpointConfig:
 
 
 def written_format(config: CheckpointConfig, parallel: ParallelConfig) -> str:
-    """ "deepspeed" or "portable". DeepSpeed's files cannot hold experts shared out over ranks; those of
-    pipeline stages can be resumed from, but nothing else reads them."""
+    """ "deepspeed" or "portable". DeepSpeed's files cannot hold experts shared out over ranks;
+    those of pipeline stages can be resumed from, but nothing else reads them."""
     if config.format != "auto":
         return config.format
     return "portable" if parallel.ep > 1 or parallel.pp > 1 else "deepspeed"

@@ -30,7 +30,7 @@ class PretrainedWeights:
         if missing:
             raise UserError(
                 f"{folder} lacks {len(missing)} of the model's tensors, {missing[0]} for one",
-                hint="readable are LLaMA, Mistral, Qwen2 and Qwen3, whose names are the canonical ones",
+                hint="LLaMA, Mistral, Qwen2 and Qwen3 are read, whose names are the canonical ones",
             )
 
     def weight(self, param: ParamSpec) -> torch.Tensor:
