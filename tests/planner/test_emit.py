@@ -57,8 +57,8 @@ def test_train_toml_is_for_the_trainer_only(tmp_path: Path) -> None:
         emit_plan(planned(LAYOUT, 16, stack="megatron-fused"), tmp_path / "a.toml", model="x")
     with pytest.raises(UserError, match="not fp8"):
         emit_plan(planned(LAYOUT, 16, dtype="fp8"), tmp_path / "a.toml", model="x")
-    deep = replace(LAYOUT, dp=4, pp=2, zero_stage=1)
-    with pytest.raises(UserError, match="does not run pp=2"):
+    deep = replace(LAYOUT, dp=4, pp=2, virtual_stages=2, zero_stage=1)
+    with pytest.raises(UserError, match="does not run virtual_stages=2"):
         emit_plan(planned(deep, 16), tmp_path / "a.toml", model="llama-3-8b")
     assert list(tmp_path.iterdir()) == []
 
@@ -96,15 +96,19 @@ def test_deepspeed_accepts_the_json(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["train.toml", "deepspeed.json", "slurm.sh", "torchrun.sh"])
 def test_nothing_is_written_that_the_trainer_refuses(name: str, tmp_path: Path) -> None:
-    deep = replace(LAYOUT, dp=4, pp=2, zero_stage=1)
-    with pytest.raises(UserError, match="does not run pp=2"):
+    deep = replace(LAYOUT, dp=4, pp=2, virtual_stages=2, zero_stage=1)
+    with pytest.raises(UserError, match="does not run virtual_stages=2"):
         emit_plan(planned(deep, 16), tmp_path / name, model="llama-3-8b")
     with pytest.raises(UserError, match="no deepseek_v3 models"):
         emit_plan(planned(LAYOUT, 16, spec=preset("deepseek-v3")), tmp_path / name, model="x")
     with pytest.raises(UserError, match="8192 positions"):
         emit_plan(planned(LAYOUT, 16, seq_len=16384), tmp_path / name, model="llama-3-8b")
-    with pytest.raises(UserError, match="does not run tp=2"):
-        emit_plan(planned(LAYOUT, 16, spec=preset("mixtral-8x7b")), tmp_path / name, model="x")
+    experts = planned(replace(LAYOUT, ep=2, zero_stage=3), 16, spec=preset("mixtral-8x7b"))
+    with pytest.raises(UserError, match="does not run ep=2"):
+        emit_plan(experts, tmp_path / name, model="x")
+    cut = planned(replace(LAYOUT, dp=1, tp=2, cp=8, zero_stage=1), 16, spec=preset("qwen2.5-7b"))
+    with pytest.raises(UserError, match="does not run cp=8"):  # 14 heads on a rank
+        emit_plan(cut, tmp_path / name, model="x")
     assert list(tmp_path.iterdir()) == []
 
 
