@@ -1,10 +1,15 @@
 # The operators: one name per op in every list and file. To add one, add its files and its name here.
 set(FASTLLM_OPS
     adamw
+    bias_gelu
     cross_entropy
     glu
+    grad_norm
+    layernorm
+    moe_permute
     rmsnorm
     rope
+    softmax
 )
 
 set(FASTLLM_OP_BINDINGS bindings/cpu_isa.cpp bindings/dlpack_tensor.cpp)

@@ -53,14 +53,7 @@ void adamw(py::handle master_, py::handle grad_, py::handle exp_avg_, py::handle
         static_cast<const float*>(data_or_null(grad_scale)),
         model ? model->dtype() : DType::kFloat32,
         data_or_null(model)};
-    py::gil_scoped_release unlocked;
-    if (master.device() == Device::kCpu) return cpu::adamw(args);
-#if FASTLLM_WITH_CUDA
-    const cuda::DeviceGuard guard(master.device_id());
-    cuda::adamw(args, reinterpret_cast<void*>(stream));
-#else
-    (void)stream;
-#endif
+    FASTLLM_RUN(master, adamw, args, stream);
 }
 
 }  // namespace

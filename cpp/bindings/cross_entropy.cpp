@@ -17,7 +17,7 @@ std::int64_t rows_of(const DlpackTensor& logits) {
 }
 
 void cross_entropy_fwd(py::handle logits_, py::handle labels_, py::handle max_, py::handle sum_,
-                       py::handle target_, std::int64_t first, std::int64_t ignore,
+                       py::handle target_, std::int64_t first, std::int64_t ignore, bool merge,
                        std::uintptr_t stream) {
     const char* op = "cross_entropy_fwd";
     const DlpackTensor logits(op, "logits", logits_);
@@ -43,15 +43,36 @@ void cross_entropy_fwd(py::handle logits_, py::handle labels_, py::handle max_, 
                                labels.data_as<std::int64_t>(),
                                max.data_as<float>(),
                                sum.data_as<float>(),
-                               target.data_as<float>()};
-    py::gil_scoped_release unlocked;
-    if (logits.device() == Device::kCpu) return cpu::cross_entropy_fwd(args);
-#if FASTLLM_WITH_CUDA
-    const cuda::DeviceGuard guard(logits.device_id());
-    cuda::cross_entropy_fwd(args, reinterpret_cast<void*>(stream));
-#else
-    (void)stream;
-#endif
+                               target.data_as<float>(),
+                               merge};
+    FASTLLM_RUN(logits, cross_entropy_fwd, args, stream);
+}
+
+void cross_entropy_loss(py::handle logits_, py::handle labels_, py::handle lse_, py::handle loss_,
+                        std::int64_t ignore, std::uintptr_t stream) {
+    const char* op = "cross_entropy_loss";
+    const DlpackTensor logits(op, "logits", logits_);
+    const DlpackTensor labels(op, "labels", labels_);
+    const DlpackTensor lse(op, "lse", lse_);
+    const DlpackTensor loss(op, "loss", loss_);
+    const DType dtype = logits.dtype();
+    const std::int64_t rows = rows_of(logits);
+    logits.dense(dtype);
+    labels.beside(logits).dense_int64().shaped({rows});
+    for (const DlpackTensor* output : {&lse, &loss}) {
+        output->beside(logits).dense(DType::kFloat32).shaped({rows}).writable();
+    }
+    require_disjoint({&lse, &loss}, {&logits, &labels});
+    require_backend(logits);
+    const CrossEntropyLoss args{dtype,
+                                rows,
+                                logits.size(1),
+                                ignore,
+                                logits.data(),
+                                labels.data_as<std::int64_t>(),
+                                lse.data_as<float>(),
+                                loss.data_as<float>()};
+    FASTLLM_RUN(logits, cross_entropy_loss, args, stream);
 }
 
 void cross_entropy_bwd(py::handle logits_, py::handle labels_, py::handle lse_, py::handle dloss_,
@@ -83,14 +104,7 @@ void cross_entropy_bwd(py::handle logits_, py::handle labels_, py::handle lse_, 
                                lse.data_as<float>(),
                                dloss.data_as<float>(),
                                dlogits.data()};
-    py::gil_scoped_release unlocked;
-    if (logits.device() == Device::kCpu) return cpu::cross_entropy_bwd(args);
-#if FASTLLM_WITH_CUDA
-    const cuda::DeviceGuard guard(logits.device_id());
-    cuda::cross_entropy_bwd(args, reinterpret_cast<void*>(stream));
-#else
-    (void)stream;
-#endif
+    FASTLLM_RUN(logits, cross_entropy_bwd, args, stream);
 }
 
 }  // namespace
@@ -100,7 +114,9 @@ FASTLLM_BINDING(cross_entropy) {
     using namespace fastllm::bindings;
     m.def("cross_entropy_fwd", &cross_entropy_fwd, py::arg("logits"), py::arg("labels"),
           py::arg("max"), py::arg("sum"), py::arg("target"), py::arg("first") = 0,
-          py::arg("ignore") = -100, py::arg("stream") = 0);
+          py::arg("ignore") = -100, py::arg("merge") = false, py::arg("stream") = 0);
+    m.def("cross_entropy_loss", &cross_entropy_loss, py::arg("logits"), py::arg("labels"),
+          py::arg("lse"), py::arg("loss"), py::arg("ignore") = -100, py::arg("stream") = 0);
     m.def("cross_entropy_bwd", &cross_entropy_bwd, py::arg("logits"), py::arg("labels"),
           py::arg("lse"), py::arg("dloss"), py::arg("dlogits"), py::arg("first") = 0,
           py::arg("ignore") = -100, py::arg("stream") = 0);

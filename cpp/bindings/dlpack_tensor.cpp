@@ -7,8 +7,10 @@ namespace {
 
 // Codes of DLDataTypeCode.
 constexpr std::uint8_t kInt = 0;
+constexpr std::uint8_t kUint = 1;
 constexpr std::uint8_t kFloat = 2;
 constexpr std::uint8_t kBfloat = 4;
+constexpr std::uint8_t kBool = 6;
 
 std::string text_of(const std::vector<std::int64_t>& shape) {
     std::string text = "(";
@@ -78,6 +80,11 @@ std::int64_t DlpackTensor::count() const {
     return product;
 }
 
+std::pair<std::int64_t, std::int64_t> DlpackTensor::rows_and_cols() const {
+    if (ndim() < 1 || size(-1) < 1) fail("has no columns, expected shape (..., cols)");
+    return {count() / size(-1), size(-1)};
+}
+
 std::vector<std::int64_t> DlpackTensor::shape() const {
     return {tensor().shape, tensor().shape + tensor().ndim};
 }
@@ -130,6 +137,14 @@ const DlpackTensor& DlpackTensor::dense_int64() const {
     return contiguous();
 }
 
+const DlpackTensor& DlpackTensor::bytes() const {
+    const dlpack::Tensor& t = tensor();
+    if (t.type_lanes != 1 || t.type_bits != 8 || (t.type_code != kUint && t.type_code != kBool)) {
+        fail("is not bool or uint8");
+    }
+    return *this;
+}
+
 std::int64_t DlpackTensor::stride(int dimension) const {
     const int index = dimension < 0 ? dimension + ndim() : dimension;
     if (tensor().strides != nullptr) return tensor().strides[index];
@@ -154,6 +169,14 @@ std::pair<std::uintptr_t, std::uintptr_t> DlpackTensor::extent() const {
 const DlpackTensor& DlpackTensor::shaped(const std::vector<std::int64_t>& expected) const {
     if (shape() != expected) {
         fail("has shape " + text_of(shape()) + ", expected " + text_of(expected));
+    }
+    return *this;
+}
+
+const DlpackTensor& DlpackTensor::holding(std::int64_t expected) const {
+    if (count() != expected) {
+        fail("has shape " + text_of(shape()) + ", expected " + std::to_string(expected) +
+             " elements");
     }
     return *this;
 }
@@ -205,6 +228,16 @@ void require_same_or_disjoint(const DlpackTensor& output, const DlpackTensor& in
         same = output.size(i) == 1 || output.stride(i) == input.stride(i);
     }
     if (!same) require_disjoint(output, input);
+}
+
+void require_parts_of(const char* op, std::int64_t rows, std::int64_t cols) {
+    if (rows < 0 || cols < 1) {
+        throw py::value_error(std::string(op) + ": expected rows >= 0 and cols >= 1");
+    }
+}
+
+void refuse_cuda(const char* op) {
+    throw py::value_error(std::string(op) + ": fastllm_core was built without CUDA kernels");
 }
 
 void require_backend([[maybe_unused]] const DlpackTensor& tensor) {

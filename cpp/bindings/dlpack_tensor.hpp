@@ -68,7 +68,9 @@ class DlpackTensor {
     const DlpackTensor& contiguous() const;  // dense and row-major
     const DlpackTensor& dense(DType dtype) const { return typed(dtype).contiguous(); }
     const DlpackTensor& dense_int64() const;
+    const DlpackTensor& bytes() const;  // bool or uint8
     const DlpackTensor& shaped(const std::vector<std::int64_t>& shape) const;
+    const DlpackTensor& holding(std::int64_t count) const;        // so many elements, in any shape
     const DlpackTensor& like(const DlpackTensor& other) const;    // same shape
     const DlpackTensor& beside(const DlpackTensor& other) const;  // same device
 
@@ -80,6 +82,9 @@ class DlpackTensor {
     std::int64_t stride(int dimension) const;  // in elements; negative dimension: from the end
     std::int64_t count() const;                // of elements
     std::vector<std::int64_t> shape() const;
+
+    // Of shape (..., cols) with one column or more: the product of the rest, and cols.
+    std::pair<std::int64_t, std::int64_t> rows_and_cols() const;
 
     void* data() const;
     // First byte and one past the last byte of the elements.
@@ -123,7 +128,49 @@ void require_disjoint(std::initializer_list<const DlpackTensor*> outputs,
 // but may not overlap it otherwise.
 void require_same_or_disjoint(const DlpackTensor& output, const DlpackTensor& input);
 
+// Throws for a shape that has no parts.
+void require_parts_of(const char* op, std::int64_t rows, std::int64_t cols);
+[[noreturn]] void refuse_cuda(const char* op);
+
 // Throws when `tensor` is on a CUDA device and this build has no CUDA kernels.
 void require_backend(const DlpackTensor& tensor);
 
 }  // namespace fastllm::bindings
+
+// Runs fastllm::cpu::function(args) or fastllm::cuda::function(args, stream), whichever holds
+// `tensor`, without Python's lock. Needs fastllm/cuda_device.hpp; require_backend(tensor) first.
+//
+// FASTLLM_PARTS: function(rows, cols) of the same namespaces, for a device.
+#if FASTLLM_WITH_CUDA
+#define FASTLLM_PARTS(function, rows, cols, cuda, device_id)          \
+    [&]() -> std::int64_t {                                           \
+        ::fastllm::bindings::require_parts_of(#function, rows, cols); \
+        if (!(cuda)) return ::fastllm::cpu::function(rows, cols);     \
+        const ::fastllm::cuda::DeviceGuard guard(device_id);          \
+        return ::fastllm::cuda::function(rows, cols);                 \
+    }()
+#define FASTLLM_RUN(tensor, function, args, stream)                           \
+    do {                                                                      \
+        ::pybind11::gil_scoped_release unlocked;                              \
+        if ((tensor).device() == ::fastllm::bindings::Device::kCpu) {         \
+            ::fastllm::cpu::function(args);                                   \
+        } else {                                                              \
+            const ::fastllm::cuda::DeviceGuard guard((tensor).device_id());   \
+            ::fastllm::cuda::function(args, reinterpret_cast<void*>(stream)); \
+        }                                                                     \
+    } while (false)
+#else
+#define FASTLLM_PARTS(function, rows, cols, cuda, device_id)          \
+    [&]() -> std::int64_t {                                           \
+        ::fastllm::bindings::require_parts_of(#function, rows, cols); \
+        (void)(device_id);                                            \
+        if (cuda) ::fastllm::bindings::refuse_cuda(#function);        \
+        return ::fastllm::cpu::function(rows, cols);                  \
+    }()
+#define FASTLLM_RUN(tensor, function, args, stream) \
+    do {                                            \
+        (void)(stream);                             \
+        ::pybind11::gil_scoped_release unlocked;    \
+        ::fastllm::cpu::function(args);             \
+    } while (false)
+#endif

@@ -32,14 +32,7 @@ void glu_fwd(py::handle gate_, py::handle up_, py::handle y_, const std::string&
     require_backend(gate);
     const GluFwd args{
         dtype, activation_named(op, activation), gate.count(), gate.data(), up.data(), y.data()};
-    py::gil_scoped_release unlocked;
-    if (gate.device() == Device::kCpu) return cpu::glu_fwd(args);
-#if FASTLLM_WITH_CUDA
-    const cuda::DeviceGuard guard(gate.device_id());
-    cuda::glu_fwd(args, reinterpret_cast<void*>(stream));
-#else
-    (void)stream;
-#endif
+    FASTLLM_RUN(gate, glu_fwd, args, stream);
 }
 
 void glu_bwd(py::handle dy_, py::handle gate_, py::handle up_, py::handle dgate_, py::handle dup_,
@@ -67,14 +60,7 @@ void glu_bwd(py::handle dy_, py::handle gate_, py::handle up_, py::handle dgate_
                       dy.count(),   dy.data(),
                       gate.data(),  up.data(),
                       dgate.data(), dup.data()};
-    py::gil_scoped_release unlocked;
-    if (dy.device() == Device::kCpu) return cpu::glu_bwd(args);
-#if FASTLLM_WITH_CUDA
-    const cuda::DeviceGuard guard(dy.device_id());
-    cuda::glu_bwd(args, reinterpret_cast<void*>(stream));
-#else
-    (void)stream;
-#endif
+    FASTLLM_RUN(dy, glu_bwd, args, stream);
 }
 
 }  // namespace

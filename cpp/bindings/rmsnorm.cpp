@@ -9,11 +9,6 @@ namespace py = pybind11;
 namespace fastllm::bindings {
 namespace {
 
-std::int64_t rows_of(const DlpackTensor& x) {
-    if (x.ndim() < 1 || x.size(-1) < 1) x.fail("has no columns, expected shape (..., cols)");
-    return x.count() / x.size(-1);
-}
-
 void rmsnorm_fwd(py::handle x_, py::handle residual_, py::handle weight_, py::handle y_,
                  py::handle residual_out_, py::handle rstd_, float eps, std::uintptr_t stream) {
     const char* op = "rmsnorm_fwd";
@@ -25,12 +20,11 @@ void rmsnorm_fwd(py::handle x_, py::handle residual_, py::handle weight_, py::ha
     const MaybeTensor residual_out = optional_tensor(op, "residual_out", residual_out_);
 
     const DType dtype = x.dtype();
-    const std::int64_t rows = rows_of(x);
-    const std::int64_t cols = x.size(-1);
+    const auto [rows, cols] = x.rows_and_cols();
     x.dense(dtype);
     weight.beside(x).dense(dtype).shaped({cols});
     y.beside(x).dense(dtype).like(x).writable();
-    rstd.beside(x).dense(DType::kFloat32).shaped({rows}).writable();
+    rstd.beside(x).dense(DType::kFloat32).holding(rows).writable();
     if (residual.has_value() != residual_out.has_value()) {
         x.fail("needs both residual and residual_out, or neither");
     }
@@ -55,34 +49,12 @@ void rmsnorm_fwd(py::handle x_, py::handle residual_, py::handle weight_, py::ha
                           y.data(),
                           data_or_null(residual_out),
                           rstd.data_as<float>()};
-    py::gil_scoped_release unlocked;
-    if (x.device() == Device::kCpu) return cpu::rmsnorm_fwd(args);
-#if FASTLLM_WITH_CUDA
-    const cuda::DeviceGuard guard(x.device_id());
-    cuda::rmsnorm_fwd(args, reinterpret_cast<void*>(stream));
-#else
-    (void)stream;
-#endif
-}
-
-std::int64_t parts_on(Device device, std::int32_t device_id, std::int64_t rows, std::int64_t cols) {
-    if (device == Device::kCpu) return cpu::rmsnorm_bwd_parts(rows, cols);
-#if FASTLLM_WITH_CUDA
-    const cuda::DeviceGuard guard(device_id);
-    return cuda::rmsnorm_bwd_parts(rows, cols);
-#else
-    (void)device_id;
-    (void)device;
-    throw py::value_error("rmsnorm_bwd_parts: fastllm_core was built without CUDA kernels");
-#endif
+    FASTLLM_RUN(x, rmsnorm_fwd, args, stream);
 }
 
 std::int64_t rmsnorm_bwd_parts(std::int64_t rows, std::int64_t cols, bool cuda,
                                std::int32_t device_id) {
-    if (rows < 0 || cols < 1) {
-        throw py::value_error("rmsnorm_bwd_parts: expected rows >= 0 and cols >= 1");
-    }
-    return parts_on(cuda ? Device::kCuda : Device::kCpu, device_id, rows, cols);
+    return FASTLLM_PARTS(rmsnorm_bwd_parts, rows, cols, cuda, device_id);
 }
 
 void rmsnorm_bwd(py::handle dy_, py::handle h_, py::handle weight_, py::handle rstd_,
@@ -99,16 +71,16 @@ void rmsnorm_bwd(py::handle dy_, py::handle h_, py::handle weight_, py::handle r
     const MaybeTensor dh = optional_tensor(op, "dh", dh_);
 
     const DType dtype = dy.dtype();
-    const std::int64_t rows = rows_of(dy);
-    const std::int64_t cols = dy.size(-1);
+    const auto [rows, cols] = dy.rows_and_cols();
     dy.dense(dtype);
     require_backend(dy);
     h.beside(dy).dense(dtype).like(dy);
     weight.beside(dy).dense(dtype).shaped({cols});
-    rstd.beside(dy).dense(DType::kFloat32).shaped({rows});
+    rstd.beside(dy).dense(DType::kFloat32).holding(rows);
     dx.beside(dy).dense(dtype).like(dy).writable();
     dweight.beside(dy).dense(dtype).shaped({cols}).writable();
-    const std::int64_t parts = parts_on(dy.device(), dy.device_id(), rows, cols);
+    const std::int64_t parts =
+        rmsnorm_bwd_parts(rows, cols, dy.device() == Device::kCuda, dy.device_id());
     partial.beside(dy).dense(DType::kFloat32).shaped({parts, cols}).writable();
     if (dh) dh->beside(dy).dense(dtype).like(dy);
     require_disjoint({&dx, &dweight, &partial}, {&dy, &h, &weight, &rstd, pointer_or_null(dh)});
@@ -124,14 +96,7 @@ void rmsnorm_bwd(py::handle dy_, py::handle h_, py::handle weight_, py::handle r
                           dweight.data(),
                           partial.data_as<float>(),
                           parts};
-    py::gil_scoped_release unlocked;
-    if (dy.device() == Device::kCpu) return cpu::rmsnorm_bwd(args);
-#if FASTLLM_WITH_CUDA
-    const cuda::DeviceGuard guard(dy.device_id());
-    cuda::rmsnorm_bwd(args, reinterpret_cast<void*>(stream));
-#else
-    (void)stream;
-#endif
+    FASTLLM_RUN(dy, rmsnorm_bwd, args, stream);
 }
 
 }  // namespace

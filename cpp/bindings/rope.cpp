@@ -55,14 +55,7 @@ void rope(py::handle x_, py::handle cos_, py::handle sin_, py::handle positions_
                     static_cast<const std::int64_t*>(data_or_null(positions)),
                     y.data(),
                     strides_of(y)};
-    py::gil_scoped_release unlocked;
-    if (x.device() == Device::kCpu) return cpu::rope(args);
-#if FASTLLM_WITH_CUDA
-    const cuda::DeviceGuard guard(x.device_id());
-    cuda::rope(args, reinterpret_cast<void*>(stream));
-#else
-    (void)stream;
-#endif
+    FASTLLM_RUN(x, rope, args, stream);
 }
 
 }  // namespace

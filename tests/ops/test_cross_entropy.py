@@ -176,6 +176,46 @@ def test_divided_vocabulary(backend: Any) -> None:
     torch.testing.assert_close(torch.cat(gradients, 1), gradient, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_merged_pieces(backend: Any, dtype: torch.dtype) -> None:
+    """Pieces of the columns one after the other, into the same sums."""
+    logits, labels, _ = sample(7, 300, dtype)
+    logits[2, :110] = -math.inf
+    logits[3, 250] = math.nan
+    outputs = [backend.empty((7,), torch.float32) for _ in range(3)]
+    for first, last in ((0, 110), (110, 264), (264, 300)):
+        part = logits[:, first:last].contiguous()
+        on_device = backend.put(part), backend.put(labels)
+        backend.core.cross_entropy_fwd(*on_device, *outputs, first, IGNORE, first > 0)
+    backend.finish()
+    got = [backend.get(t) for t in outputs]
+    whole = fwd(backend, logits, labels)
+    assert torch.equal(got[2], whole[2])
+    finite = [0, 1, 2, 4, 5, 6]
+    assert torch.equal(got[0][finite], whole[0][finite])
+    torch.testing.assert_close(got[1], whole[1], rtol=4e-6, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cols", [1, 40, 1000, 5000])
+def test_loss(backend: Any, cols: int, dtype: torch.dtype) -> None:
+    """The losses at once, where the vocabulary is not divided."""
+    logits, labels, _ = sample(6, cols, dtype)
+    labels[3], labels[4] = cols, -1
+    lse, losses = (backend.empty((6,), torch.float32) for _ in range(2))
+    backend.core.cross_entropy_loss(backend.put(logits), backend.put(labels), lse, losses, IGNORE)
+    backend.finish()
+    x = logits.double()
+    expected = x.logsumexp(1)
+    torch.testing.assert_close(backend.get(lse).double(), expected, rtol=1e-6, atol=4e-6)
+    got = backend.get(losses)
+    assert got[1] == 0
+    assert got[3:5].isnan().all()
+    for row in (0, 2, 5):
+        want = expected[row] - x[row, labels[row]]
+        torch.testing.assert_close(got[row].double(), want, rtol=1e-6, atol=4e-6)
+
+
 def test_empty(backend: Any) -> None:
     logits, labels, dloss = sample(0, 16, torch.float32)
     assert fwd(backend, logits, labels)[0].shape == (0,)
@@ -221,6 +261,8 @@ def test_opcheck() -> None:
     logits, labels, dloss = sample(5, 40, torch.float32)
     ops = torch.ops.fastllm
     torch.library.opcheck(ops.cross_entropy_fwd.default, (logits, labels, 0, IGNORE))
+    leaf = logits.clone().requires_grad_()
+    torch.library.opcheck(ops.cross_entropy_loss.default, (leaf, labels, IGNORE, False))
     arguments = (logits, labels, logits.logsumexp(1), dloss, 0, IGNORE)
     torch.library.opcheck(ops.cross_entropy_bwd.default, arguments)
     torch.library.opcheck(ops.cross_entropy_bwd_.default, arguments)

@@ -12,7 +12,13 @@
 //
 //   dlogits = round((exp(x - lse) - [c == label - first]) * dloss)
 //
-// in float32. A row whose label is `ignore` has target 0 and dlogits 0. A row of nothing but -inf
+// in float32. With `merge`, the forward pass joins max, sum and target with what they hold from
+// other columns of the same rows. Where all of the vocabulary is here, cross_entropy_loss gives
+//
+//   lse  = log(sum_c(exp(x)))
+//   loss = lse - x[label]; 0 where the label is `ignore`, NaN where it is no token
+//
+// A row whose label is `ignore` has target 0 and dlogits 0. A row of nothing but -inf
 // has max -inf and sum 0. NaN in a row makes its sum NaN.
 //
 // Tensors are dense and row-major. dlogits may be the logits themselves; nothing else may overlap.
@@ -35,6 +41,18 @@ struct CrossEntropyFwd {
     float* max;                  // [rows]
     float* sum;                  // [rows]
     float* target;               // [rows]
+    bool merge = false;
+};
+
+struct CrossEntropyLoss {
+    DType dtype;
+    std::int64_t rows;
+    std::int64_t cols;
+    std::int64_t ignore;
+    const void* logits;          // [rows, cols]: all tokens
+    const std::int64_t* labels;  // [rows]
+    float* lse;                  // [rows]
+    float* loss;                 // [rows]
 };
 
 struct CrossEntropyBwd {
@@ -54,6 +72,7 @@ namespace cpu {
 
 // Runs on OpenMP threads and returns when done. Results do not depend on the number of threads.
 void cross_entropy_fwd(const CrossEntropyFwd& args);
+void cross_entropy_loss(const CrossEntropyLoss& args);
 void cross_entropy_bwd(const CrossEntropyBwd& args);
 
 }  // namespace cpu
@@ -63,6 +82,7 @@ namespace cuda {
 // Enqueue on `stream` (a cudaStream_t) of the current device; throw std::runtime_error when
 // refused.
 void cross_entropy_fwd(const CrossEntropyFwd& args, void* stream);
+void cross_entropy_loss(const CrossEntropyLoss& args, void* stream);
 void cross_entropy_bwd(const CrossEntropyBwd& args, void* stream);
 
 }  // namespace cuda

@@ -171,6 +171,15 @@ def cross_entropy_fwd(
     target: object,
     first: int = 0,
     ignore: int = -100,
+    merge: bool = False,
+    stream: int = 0,
+) -> None: ...
+def cross_entropy_loss(
+    logits: object,
+    labels: object,
+    lse: object,
+    loss: object,
+    ignore: int = -100,
     stream: int = 0,
 ) -> None: ...
 def cross_entropy_bwd(
@@ -198,5 +207,79 @@ def adamw(
     eps: float,
     weight_decay: float,
     step: int,
+    stream: int = 0,
+) -> None: ...
+
+# layernorm.cpp
+def layernorm_fwd(
+    x: object,
+    residual: object | None,
+    weight: object,
+    bias: object | None,
+    y: object,
+    residual_out: object | None,
+    mean: object,
+    rstd: object,
+    eps: float,
+    stream: int = 0,
+) -> None: ...
+def layernorm_bwd_parts(rows: int, cols: int, cuda: bool = False, device_id: int = 0) -> int: ...
+def layernorm_bwd(
+    dy: object,
+    h: object,
+    weight: object,
+    mean: object,
+    rstd: object,
+    dh: object | None,
+    dx: object,
+    dweight: object,
+    dbias: object | None,
+    partial: object,
+    stream: int = 0,
+) -> None: ...
+
+# bias_gelu.cpp
+def bias_gelu_fwd(x: object, bias: object, y: object, stream: int = 0) -> None: ...
+def bias_gelu_bwd_parts(rows: int, cols: int, cuda: bool = False, device_id: int = 0) -> int: ...
+def bias_gelu_bwd(
+    dy: object,
+    x: object,
+    bias: object,
+    dx: object,
+    dbias: object,
+    partial: object,
+    stream: int = 0,
+) -> None: ...
+
+# softmax.cpp
+def softmax_fwd(
+    x: object,
+    mask: object | None,
+    slopes: object | None,
+    y: object,
+    scale: float,
+    causal: bool,
+    stream: int = 0,
+) -> None: ...
+def softmax_bwd(
+    dy: object, y: object, dx: object, scale: float, causal: bool, stream: int = 0
+) -> None: ...
+
+# grad_norm.cpp
+def squared_sum_parts(count: int, cuda: bool = False) -> int: ...
+def squared_sum(x: object, partial: object, stream: int = 0) -> None: ...
+
+# moe_permute.cpp
+def moe_permute(slots: object, x: object, y: object, stream: int = 0) -> None: ...
+def moe_combine(
+    slots: object, weights: object | None, y: object, out: object, stream: int = 0
+) -> None: ...
+def moe_combine_bwd(
+    slots: object,
+    weights: object,
+    dout: object,
+    y: object,
+    dy: object,
+    dweights: object,
     stream: int = 0,
 ) -> None: ...

@@ -12,6 +12,12 @@ void cross_entropy_fwd(const CrossEntropyFwd& args) {
                     [&](std::int64_t begin, std::int64_t end) { kernels.fwd(args, begin, end); });
 }
 
+void cross_entropy_loss(const CrossEntropyLoss& args) {
+    const CrossEntropyKernels& kernels = FASTLLM_KERNELS(cross_entropy);
+    parallel_ranges(args.rows, rows_per_thread(args.cols),
+                    [&](std::int64_t begin, std::int64_t end) { kernels.loss(args, begin, end); });
+}
+
 void cross_entropy_bwd(const CrossEntropyBwd& args) {
     const CrossEntropyKernels& kernels = FASTLLM_KERNELS(cross_entropy);
     const bool stream =

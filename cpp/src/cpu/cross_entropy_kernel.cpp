@@ -18,13 +18,11 @@ struct MaxAndSum {
 
 template <class T>
 float largest_of(const T* x, std::int64_t count, float at_least) {
-    Vec top[4] = {broadcast(at_least), broadcast(at_least), broadcast(at_least),
-                  broadcast(at_least)};
+    Max4 top(at_least);
     const std::int64_t whole = count / kWidth * kWidth;
-    for_each_vec(whole, [&](std::int64_t c, int slot, auto lanes) FASTLLM_LAMBDA {
-        top[slot] = maximum(load(x + c, lanes), top[slot]);  // NaN does not count here
-    });
-    float m = largest(maximum(maximum(top[0], top[1]), maximum(top[2], top[3])));
+    for_each_pair(whole, [&](std::int64_t c, int slot, auto lanes)
+                             FASTLLM_LAMBDA { top.add(slot, load(x + c, lanes)); });
+    float m = top.total();
     for (std::int64_t c = whole; c < count; ++c) {
         const float v = to_float(x[c]);
         m = v > m ? v : m;
@@ -35,11 +33,11 @@ float largest_of(const T* x, std::int64_t count, float at_least) {
 // One pass over memory: each stretch is small enough to be still in the first-level cache when its
 // sum is taken, and the sum so far is rescaled when the maximum grows.
 template <class T>
-MaxAndSum max_and_sum(const T* x, std::int64_t cols) {
+MaxAndSum max_and_sum(const T* x, std::int64_t cols, MaxAndSum so_far) {
     constexpr std::int64_t kStretch = 4096;
     const float minus_infinity = detail::float_of(kMinusInfinity);
-    float max = minus_infinity;
-    float sum = 0.0f;
+    float max = so_far.max;
+    float sum = so_far.sum;
     for (std::int64_t begin = 0; begin < cols; begin += kStretch) {
         const std::int64_t count = cols - begin < kStretch ? cols - begin : kStretch;
         const float grown = largest_of(x + begin, count, max);
@@ -50,8 +48,8 @@ MaxAndSum max_and_sum(const T* x, std::int64_t cols) {
         const Vec from = broadcast(reference);
         Sum4 sums;
         const std::int64_t whole = count / kWidth * kWidth;
-        for_each_vec(whole, [&](std::int64_t c, int slot, auto lanes) FASTLLM_LAMBDA {
-            sums.part[slot] = sums.part[slot] + exponential(load(x + begin + c, lanes) - from);
+        for_each_pair(whole, [&](std::int64_t c, int slot, auto lanes) FASTLLM_LAMBDA {
+            sums.add(slot, exponential(load(x + begin + c, lanes) - from));
         });
         sum += sums.total();
         for (std::int64_t c = whole; c < count; ++c) {
@@ -65,13 +63,30 @@ template <class T>
 void fwd_rows(const CrossEntropyFwd& a, std::int64_t begin, std::int64_t end) {
     for (std::int64_t row = begin; row < end; ++row) {
         const T* x = static_cast<const T*>(a.logits) + row * a.cols;
-        const MaxAndSum found = max_and_sum(x, a.cols);
+        const MaxAndSum none{detail::float_of(kMinusInfinity), 0.0f};
+        const MaxAndSum found =
+            max_and_sum(x, a.cols, a.merge ? MaxAndSum{a.max[row], a.sum[row]} : none);
         a.max[row] = found.max;
         a.sum[row] = found.sum;
         const std::int64_t label = a.labels[row];
         const std::int64_t column = label - a.first;
         const bool here = label != a.ignore && column >= 0 && column < a.cols;
-        a.target[row] = here ? to_float(x[column]) : 0.0f;
+        const float before = a.merge ? a.target[row] : 0.0f;
+        a.target[row] = here ? to_float(x[column]) : before;
+    }
+}
+
+template <class T>
+void loss_rows(const CrossEntropyLoss& a, std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+        const T* x = static_cast<const T*>(a.logits) + row * a.cols;
+        const MaxAndSum found = max_and_sum(x, a.cols, {detail::float_of(kMinusInfinity), 0.0f});
+        const float lse = found.max + __builtin_logf(found.sum);
+        const std::int64_t label = a.labels[row];
+        float loss = detail::float_of(0x7fc00000u);
+        if (label >= 0 && label < a.cols) loss = lse - to_float(x[label]);
+        a.lse[row] = lse;
+        a.loss[row] = label == a.ignore ? 0.0f : loss;
     }
 }
 
@@ -79,7 +94,7 @@ template <class T, bool kStream>
 void gradient_row(const T* x, float lse, float dloss, T* dx, std::int64_t cols) {
     const Vec from = broadcast(lse);
     const Vec scale = broadcast(dloss);
-    for_each_vec(cols, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
+    for_each_pair(cols, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
         store_as<kStream>(dx + c, exponential(load(x + c, lanes) - from) * scale, lanes);
     });
 }
@@ -112,29 +127,23 @@ void bwd_rows(const CrossEntropyBwd& a, std::int64_t begin, std::int64_t end, bo
 }
 
 void fwd_any(const CrossEntropyFwd& a, std::int64_t begin, std::int64_t end) {
-    switch (a.dtype) {
-        case DType::kFloat32:
-            return fwd_rows<float>(a, begin, end);
-        case DType::kBFloat16:
-            return fwd_rows<bfloat16>(a, begin, end);
-        case DType::kFloat16:
-            return fwd_rows<float16>(a, begin, end);
-    }
+    with_element_type(a.dtype,
+                      [&](auto zero) FASTLLM_LAMBDA { fwd_rows<decltype(zero)>(a, begin, end); });
+}
+
+void loss_any(const CrossEntropyLoss& a, std::int64_t begin, std::int64_t end) {
+    with_element_type(a.dtype,
+                      [&](auto zero) FASTLLM_LAMBDA { loss_rows<decltype(zero)>(a, begin, end); });
 }
 
 void bwd_any(const CrossEntropyBwd& a, std::int64_t begin, std::int64_t end, bool stream) {
-    switch (a.dtype) {
-        case DType::kFloat32:
-            return bwd_rows<float>(a, begin, end, stream);
-        case DType::kBFloat16:
-            return bwd_rows<bfloat16>(a, begin, end, stream);
-        case DType::kFloat16:
-            return bwd_rows<float16>(a, begin, end, stream);
-    }
+    with_element_type(a.dtype, [&](auto zero) FASTLLM_LAMBDA {
+        bwd_rows<decltype(zero)>(a, begin, end, stream);
+    });
 }
 
 }  // namespace
 
-const CrossEntropyKernels cross_entropy = {fwd_any, bwd_any};
+const CrossEntropyKernels cross_entropy = {fwd_any, loss_any, bwd_any};
 
 }  // namespace fastllm::cpu::FASTLLM_ISA

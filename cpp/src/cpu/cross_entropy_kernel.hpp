@@ -10,6 +10,7 @@ namespace fastllm::cpu {
 struct CrossEntropyKernels {
     // Rows [begin, end). `stream`: the output is too large to be found in the cache.
     void (*fwd)(const CrossEntropyFwd& args, std::int64_t begin, std::int64_t end);
+    void (*loss)(const CrossEntropyLoss& args, std::int64_t begin, std::int64_t end);
     void (*bwd)(const CrossEntropyBwd& args, std::int64_t begin, std::int64_t end, bool stream);
 };
 

@@ -34,6 +34,25 @@ void parallel_ranges(std::int64_t count, std::int64_t grain, const Body& body) {
     body(0, count);
 }
 
+// Calls body(i) for each of [0, count), thread k with k, k + threads, ...: for work that grows with
+// i.
+template <class Body>
+void interleaved(std::int64_t count, const Body& body) {
+#if defined(_OPENMP)
+    const std::int64_t most = omp_in_parallel() ? 1 : omp_get_max_threads();
+    const std::int64_t threads = most < count ? most : count;
+    if (threads > 1) {
+#pragma omp parallel num_threads(static_cast<int>(threads))
+        {
+            const std::int64_t step = omp_get_num_threads();
+            for (std::int64_t i = omp_get_thread_num(); i < count; i += step) body(i);
+        }
+        return;
+    }
+#endif
+    for (std::int64_t i = 0; i < count; ++i) body(i);
+}
+
 // Elements of work (a few memory accesses each) below which a second thread does not pay.
 inline constexpr std::int64_t kElementsPerThread = 16384;
 

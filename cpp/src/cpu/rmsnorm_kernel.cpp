@@ -9,8 +9,8 @@ namespace {
 template <class T, bool kStream>
 void normalise_row(const T* h, const T* weight, float rstd, T* y, std::int64_t cols) {
     const Vec scale = broadcast(rstd);
-    for_each_vec(cols, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
-        const Vec v = load(h + c, lanes) * scale * load(weight + c, lanes);
+    for_each_pair(cols, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
+        const auto v = load(h + c, lanes) * scale * load(weight + c, lanes);
         store_as<kStream>(y + c, v, lanes);
     });
 }
@@ -18,9 +18,9 @@ void normalise_row(const T* h, const T* weight, float rstd, T* y, std::int64_t c
 template <class T>
 float sum_of_squares(const T* x, std::int64_t cols) {
     Sum4 squares;
-    for_each_vec(cols, [&](std::int64_t c, int slot, auto lanes) FASTLLM_LAMBDA {
-        const Vec v = load(x + c, lanes);
-        squares.part[slot] = multiply_add(v, v, squares.part[slot]);
+    for_each_pair(cols, [&](std::int64_t c, int slot, auto lanes) FASTLLM_LAMBDA {
+        const auto v = load(x + c, lanes);
+        squares.add_product(slot, v, v);
     });
     return squares.total();
 }
@@ -29,10 +29,10 @@ float sum_of_squares(const T* x, std::int64_t cols) {
 template <class T>
 float add_and_sum_squares(const T* x, const T* residual, T* h, std::int64_t cols) {
     Sum4 squares;
-    for_each_vec(cols, [&](std::int64_t c, int slot, auto lanes) FASTLLM_LAMBDA {
+    for_each_pair(cols, [&](std::int64_t c, int slot, auto lanes) FASTLLM_LAMBDA {
         store(h + c, load(x + c, lanes) + load(residual + c, lanes), lanes);
-        const Vec v = load(h + c, lanes);
-        squares.part[slot] = multiply_add(v, v, squares.part[slot]);
+        const auto v = load(h + c, lanes);
+        squares.add_product(slot, v, v);
     });
     return squares.total();
 }
@@ -64,16 +64,17 @@ void fwd_rows(const RmsNormFwd& a, std::int64_t begin, std::int64_t end, bool st
     if (stream) finish_streaming();
 }
 
-// Adds dy * h * rstd to `partial` and returns sum_c(dy * weight * h).
+// Adds dy * h * rstd to `partial`, whose order within a pair of vectors is that of T, and returns
+// sum_c(dy * weight * h).
 template <class T>
 float accumulate_dweight(const T* dy, const T* h, const T* weight, float rstd, float* partial,
                          std::int64_t cols) {
     const Vec scale = broadcast(rstd);
     Sum4 dots;
-    for_each_vec(cols, [&](std::int64_t c, int slot, auto lanes) FASTLLM_LAMBDA {
-        const Vec product = load(dy + c, lanes) * (load(h + c, lanes) * scale);
+    for_each_pair(cols, [&](std::int64_t c, int slot, auto lanes) FASTLLM_LAMBDA {
+        const auto product = load(dy + c, lanes) * (load(h + c, lanes) * scale);
         store(partial + c, load(partial + c, lanes) + product, lanes);
-        dots.part[slot] = multiply_add(product, load(weight + c, lanes), dots.part[slot]);
+        dots.add_product(slot, product, load(weight + c, lanes));
     });
     return dots.total();
 }
@@ -83,9 +84,9 @@ void input_gradient_row(const T* dy, const T* h, const T* weight, const T* dh, f
                         float dot, T* dx, std::int64_t cols) {
     const Vec scale = broadcast(rstd);
     const Vec pull = broadcast(-rstd * (dot / static_cast<float>(cols)) * rstd);
-    for_each_vec(cols, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
-        const Vec g = load(dy + c, lanes) * load(weight + c, lanes);
-        Vec v = multiply_add(load(h + c, lanes), pull, g * scale);
+    for_each_pair(cols, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
+        const auto g = load(dy + c, lanes) * load(weight + c, lanes);
+        auto v = multiply_add(load(h + c, lanes), pull, g * scale);
         if constexpr (kHasDh) v = v + load(dh + c, lanes);
         store_as<kStream>(dx + c, v, lanes);
     });
@@ -120,9 +121,9 @@ void bwd_part(const RmsNormBwd& a, std::int64_t part, bool stream) {
 template <class T>
 void bwd_reduce(const RmsNormBwd& a, std::int64_t begin, std::int64_t end) {
     auto* dweight = static_cast<T*>(a.dweight) + begin;
-    for_each_vec(end - begin, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
-        Vec total = broadcast(0.0f);
-        for (std::int64_t part = 0; part < a.parts; ++part) {
+    for_each_pair(end - begin, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
+        auto total = load(a.partial + begin + c, lanes);
+        for (std::int64_t part = 1; part < a.parts; ++part) {
             total = total + load(a.partial + part * a.cols + begin + c, lanes);
         }
         store(dweight + c, total, lanes);
@@ -130,36 +131,19 @@ void bwd_reduce(const RmsNormBwd& a, std::int64_t begin, std::int64_t end) {
 }
 
 void fwd_any(const RmsNormFwd& a, std::int64_t begin, std::int64_t end, bool stream) {
-    switch (a.dtype) {
-        case DType::kFloat32:
-            return fwd_rows<float>(a, begin, end, stream);
-        case DType::kBFloat16:
-            return fwd_rows<bfloat16>(a, begin, end, stream);
-        case DType::kFloat16:
-            return fwd_rows<float16>(a, begin, end, stream);
-    }
+    with_element_type(a.dtype, [&](auto zero) FASTLLM_LAMBDA {
+        fwd_rows<decltype(zero)>(a, begin, end, stream);
+    });
 }
 
 void bwd_part_any(const RmsNormBwd& a, std::int64_t part, bool stream) {
-    switch (a.dtype) {
-        case DType::kFloat32:
-            return bwd_part<float>(a, part, stream);
-        case DType::kBFloat16:
-            return bwd_part<bfloat16>(a, part, stream);
-        case DType::kFloat16:
-            return bwd_part<float16>(a, part, stream);
-    }
+    with_element_type(a.dtype,
+                      [&](auto zero) FASTLLM_LAMBDA { bwd_part<decltype(zero)>(a, part, stream); });
 }
 
 void bwd_reduce_any(const RmsNormBwd& a, std::int64_t begin, std::int64_t end) {
-    switch (a.dtype) {
-        case DType::kFloat32:
-            return bwd_reduce<float>(a, begin, end);
-        case DType::kBFloat16:
-            return bwd_reduce<bfloat16>(a, begin, end);
-        case DType::kFloat16:
-            return bwd_reduce<float16>(a, begin, end);
-    }
+    with_element_type(a.dtype,
+                      [&](auto zero) FASTLLM_LAMBDA { bwd_reduce<decltype(zero)>(a, begin, end); });
 }
 
 }  // namespace

@@ -14,8 +14,18 @@ void launch_fwd(const CrossEntropyFwd& a, const RowLayout& layout, void* stream)
     FASTLLM_LAUNCH(cross_entropy_fwd, dim3(blocks_for(a.rows, layout)),
                    dim3(layout.threads_per_row, layout.rows_per_block), stream,
                    static_cast<const T*>(a.logits), a.labels, a.max, a.sum, a.target, a.rows,
-                   static_cast<int>(a.cols), a.first, a.ignore);
+                   static_cast<int>(a.cols), a.first, a.ignore, a.merge);
     check(cudaGetLastError(), "cross_entropy_fwd");
+}
+
+template <class T, int kWidth>
+void launch_loss(const CrossEntropyLoss& a, const RowLayout& layout, void* stream) {
+    const auto cross_entropy_loss = &cross_entropy_loss_kernel<T, kWidth>;
+    FASTLLM_LAUNCH(cross_entropy_loss, dim3(blocks_for(a.rows, layout)),
+                   dim3(layout.threads_per_row, layout.rows_per_block), stream,
+                   static_cast<const T*>(a.logits), a.labels, a.lse, a.loss, a.rows,
+                   static_cast<int>(a.cols), a.ignore);
+    check(cudaGetLastError(), "cross_entropy_loss");
 }
 
 template <class T, int kWidth>
@@ -37,6 +47,14 @@ void fwd(const CrossEntropyFwd& a, void* stream) {
 }
 
 template <class T>
+void loss(const CrossEntropyLoss& a, void* stream) {
+    const RowLayout layout =
+        row_layout(a.dtype, a.cols, aligned16({a.logits}), kPacksPerThread, kCrossEntropyThreads);
+    if (layout.width == 1) return launch_loss<T, 1>(a, layout, stream);
+    launch_loss<T, kPackWidth<T>>(a, layout, stream);
+}
+
+template <class T>
 void bwd(const CrossEntropyBwd& a, void* stream) {
     const RowLayout layout = row_layout(a.dtype, a.cols, aligned16({a.logits, a.dlogits}),
                                         kPacksPerThread, kCrossEntropyThreads);
@@ -48,26 +66,17 @@ void bwd(const CrossEntropyBwd& a, void* stream) {
 
 void cross_entropy_fwd(const CrossEntropyFwd& args, void* stream) {
     if (args.rows == 0) return;
-    switch (args.dtype) {
-        case DType::kFloat32:
-            return fwd<float>(args, stream);
-        case DType::kBFloat16:
-            return fwd<__nv_bfloat16>(args, stream);
-        case DType::kFloat16:
-            return fwd<__half>(args, stream);
-    }
+    with_element_type(args.dtype, [&](auto zero) { fwd<decltype(zero)>(args, stream); });
+}
+
+void cross_entropy_loss(const CrossEntropyLoss& args, void* stream) {
+    if (args.rows == 0) return;
+    with_element_type(args.dtype, [&](auto zero) { loss<decltype(zero)>(args, stream); });
 }
 
 void cross_entropy_bwd(const CrossEntropyBwd& args, void* stream) {
     if (args.rows == 0) return;
-    switch (args.dtype) {
-        case DType::kFloat32:
-            return bwd<float>(args, stream);
-        case DType::kBFloat16:
-            return bwd<__nv_bfloat16>(args, stream);
-        case DType::kFloat16:
-            return bwd<__half>(args, stream);
-    }
+    with_element_type(args.dtype, [&](auto zero) { bwd<decltype(zero)>(args, stream); });
 }
 
 }  // namespace fastllm::cuda

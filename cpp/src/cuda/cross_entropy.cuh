@@ -51,16 +51,9 @@ __device__ __forceinline__ MaxAndSum row_joined(MaxAndSum v, WarpMaxAndSums& war
     return warp_joined(lane < blockDim.x / kWarp ? warps.of_warp[lane] : none);
 }
 
-template <class T, int kWidth>
-__global__ void __launch_bounds__(kCrossEntropyThreads)
-    cross_entropy_fwd_kernel(const T* __restrict__ logits, const std::int64_t* __restrict__ labels,
-                             float* __restrict__ max_out, float* __restrict__ sum_out,
-                             float* __restrict__ target_out, std::int64_t rows, int cols,
-                             std::int64_t first, std::int64_t ignore) {
-    FASTLLM_SHARED(WarpMaxAndSums, warps);
-    const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
-    if (row >= rows) return;  // a whole warp: with several rows per block, no barrier follows
-    const T* x = logits + row * cols;
+// The thread with threadIdx.x == 0 has the row's.
+template <int kWidth, class T>
+__device__ __forceinline__ MaxAndSum max_and_sum(const T* x, int cols, WarpMaxAndSums& warps) {
     MaxAndSum mine{minus_infinity(), 0.0f};
     for (int p = threadIdx.x; p < cols / kWidth; p += blockDim.x) {
         const Pack<T, kWidth> pack = load_pack<kWidth>(x + p * kWidth);
@@ -74,14 +67,47 @@ __global__ void __launch_bounds__(kCrossEntropyThreads)
         for (int j = 0; j < kWidth; ++j) here.sum += exp_below(to_float(pack.lane[j]), here.max);
         mine = joined(mine, here);
     }
-    const MaxAndSum all = row_joined(mine, warps);
+    return row_joined(mine, warps);
+}
+
+template <class T, int kWidth>
+__global__ void __launch_bounds__(kCrossEntropyThreads)
+    cross_entropy_fwd_kernel(const T* __restrict__ logits, const std::int64_t* __restrict__ labels,
+                             float* __restrict__ max_out, float* __restrict__ sum_out,
+                             float* __restrict__ target_out, std::int64_t rows, int cols,
+                             std::int64_t first, std::int64_t ignore, bool merge) {
+    FASTLLM_SHARED(WarpMaxAndSums, warps);
+    const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+    if (row >= rows) return;  // a whole warp: with several rows per block, no barrier follows
+    const T* x = logits + row * cols;
+    MaxAndSum all = max_and_sum<kWidth>(x, cols, warps);
     if (threadIdx.x != 0) return;
+    if (merge) all = joined({max_out[row], sum_out[row]}, all);
     max_out[row] = all.max;
     sum_out[row] = all.sum;
     const std::int64_t label = labels[row];
     const std::int64_t column = label - first;
     const bool here = label != ignore && column >= 0 && column < cols;
-    target_out[row] = here ? to_float(x[column]) : 0.0f;
+    if (here || !merge) target_out[row] = here ? to_float(x[column]) : 0.0f;
+}
+
+template <class T, int kWidth>
+__global__ void __launch_bounds__(kCrossEntropyThreads)
+    cross_entropy_loss_kernel(const T* __restrict__ logits, const std::int64_t* __restrict__ labels,
+                              float* __restrict__ lse_out, float* __restrict__ loss_out,
+                              std::int64_t rows, int cols, std::int64_t ignore) {
+    FASTLLM_SHARED(WarpMaxAndSums, warps);
+    const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+    if (row >= rows) return;
+    const T* x = logits + row * cols;
+    const MaxAndSum all = max_and_sum<kWidth>(x, cols, warps);
+    if (threadIdx.x != 0) return;
+    const float lse = all.max + __logf(all.sum);
+    const std::int64_t label = labels[row];
+    float loss = __uint_as_float(0x7fc00000u);
+    if (label >= 0 && label < cols) loss = lse - to_float(x[label]);
+    lse_out[row] = lse;
+    loss_out[row] = label == ignore ? 0.0f : loss;
 }
 
 // dlogits may be logits: every element is read and written by one thread, in this order.

@@ -3,29 +3,16 @@
 
 #include "device.cuh"
 #include "fastllm/glu.hpp"
+#include "gelu.cuh"
 
 namespace fastllm::cuda {
 
 inline constexpr int kGluThreads = 256;
 
-struct Gate {
-    float s;
-    float slope;
-};
-
 template <GluActivation kActivation>
 __device__ __forceinline__ Gate gate_of(float v) {
-    float z = v;
-    float slope = 1.0f;
-    if constexpr (kActivation == GluActivation::kGelu) {
-        constexpr float kScale = 1.5957691216057308f;  // 2 sqrt(2/pi)
-        constexpr float kCubic = 0.044715f;
-        // Beyond 30, s is 0 or 1 in float; the cube and the slope must not overflow. NaN stays.
-        const float c = v > 30.0f ? 30.0f : v < -30.0f ? -30.0f : v;
-        z = kScale * (c + kCubic * c * c * c);
-        slope = kScale * (1.0f + 3.0f * kCubic * c * c);
-    }
-    return {__fdividef(1.0f, 1.0f + __expf(-z)), slope};
+    if constexpr (kActivation == GluActivation::kGelu) return gelu_gate(v);
+    return {logistic(v), 1.0f};
 }
 
 // One pack per thread; the elements after the last whole pack go one by one.
@@ -61,9 +48,7 @@ __device__ __forceinline__ GluGradient<T> glu_gradient(T dy, T gate, T up) {
     const float d = to_float(dy);
     const float g = to_float(gate);
     const Gate at = gate_of<kActivation>(g);
-    const float activated = g * at.s;
-    const float derivative = at.s + activated * (1.0f - at.s) * at.slope;
-    return {from_float<T>(d * to_float(up) * derivative), from_float<T>(d * activated)};
+    return {from_float<T>(d * to_float(up) * derivative(g, at)), from_float<T>(d * (g * at.s))};
 }
 
 template <class T, int kWidth, GluActivation kActivation>

@@ -41,11 +41,15 @@ bool aligned16(std::initializer_list<const void*> pointers) {
                        [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; });
 }
 
-RowLayout row_layout(DType dtype, std::int64_t cols, bool aligned, int packs_per_thread,
-                     int max_threads) {
+void require_indexable(std::int64_t cols) {
     if (cols > std::numeric_limits<std::int32_t>::max()) {
         throw std::runtime_error(std::to_string(cols) + " columns are more than the kernels index");
     }
+}
+
+RowLayout row_layout(DType dtype, std::int64_t cols, bool aligned, int packs_per_thread,
+                     int max_threads) {
+    require_indexable(cols);
     const int widest = 16 / static_cast<int>(size_in_bytes(dtype));
     const int width = aligned && cols % widest == 0 ? widest : 1;
     const std::int64_t packs = cols / width;
@@ -53,6 +57,16 @@ RowLayout row_layout(DType dtype, std::int64_t cols, bool aligned, int packs_per
     if (wanted <= 32) return {width, 32, 4};
     const std::int64_t threads = std::min<std::int64_t>((wanted + 31) / 32 * 32, max_threads);
     return {width, static_cast<int>(threads), 1};
+}
+
+std::int64_t parts_of_rows(std::int64_t rows, std::int64_t cols) {
+    // Enough blocks to fill the device, but 16 rows or more in each beyond one per multiprocessor,
+    // since every part's sums are written and read once more.
+    const std::int64_t sms = multiprocessors();
+    const std::int64_t per_sm = cols <= 1024 ? 16 : cols <= 4096 ? 4 : 2;
+    const std::int64_t parts =
+        std::min(sms * per_sm, std::max((rows + 15) / 16, std::min(rows, sms)));
+    return std::max<std::int64_t>(4, (parts + 3) / 4 * 4);
 }
 
 unsigned blocks_of(std::int64_t count, std::int64_t per_block) {

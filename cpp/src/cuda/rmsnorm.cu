@@ -1,5 +1,4 @@
-#include <algorithm>
-
+#include "column_sums_launch.cuh"
 #include "fastllm/rmsnorm.hpp"
 #include "launch.hpp"
 #include "rmsnorm.cuh"
@@ -38,11 +37,7 @@ void launch_bwd(const RmsNormBwd& a, const RowLayout& layout, void* stream) {
                    static_cast<int>(a.cols));
     check(cudaGetLastError(), "rmsnorm_bwd");
 
-    const auto rmsnorm_bwd_reduce = &rmsnorm_bwd_reduce_kernel<T, kWidth>;
-    const dim3 reduce_grid(static_cast<unsigned>((a.cols + kWarp - 1) / kWarp));
-    FASTLLM_LAUNCH(rmsnorm_bwd_reduce, reduce_grid, dim3(kWarp, kReduceLanes), stream, a.partial,
-                   static_cast<T*>(a.dweight), static_cast<int>(a.parts), static_cast<int>(a.cols));
-    check(cudaGetLastError(), "rmsnorm_bwd, sum of weight gradients");
+    launch_column_sums<T, kWidth>(a.partial, a.dweight, a.parts, a.cols, stream);
 }
 
 template <class T>
@@ -58,36 +53,15 @@ void bwd(const RmsNormBwd& a, void* stream) {
 
 void rmsnorm_fwd(const RmsNormFwd& args, void* stream) {
     if (args.rows == 0) return;
-    switch (args.dtype) {
-        case DType::kFloat32:
-            return fwd<float>(args, stream);
-        case DType::kBFloat16:
-            return fwd<__nv_bfloat16>(args, stream);
-        case DType::kFloat16:
-            return fwd<__half>(args, stream);
-    }
+    with_element_type(args.dtype, [&](auto zero) { fwd<decltype(zero)>(args, stream); });
 }
 
 void rmsnorm_bwd(const RmsNormBwd& args, void* stream) {
-    switch (args.dtype) {
-        case DType::kFloat32:
-            return bwd<float>(args, stream);
-        case DType::kBFloat16:
-            return bwd<__nv_bfloat16>(args, stream);
-        case DType::kFloat16:
-            return bwd<__half>(args, stream);
-    }
+    with_element_type(args.dtype, [&](auto zero) { bwd<decltype(zero)>(args, stream); });
 }
 
 std::int64_t rmsnorm_bwd_parts(std::int64_t rows, std::int64_t cols) {
-    // Enough blocks to fill the device, but 16 rows or more in each beyond one per multiprocessor,
-    // since every part's sums are written and read once more. A multiple of 4: with one warp per
-    // row, a block holds four parts.
-    const std::int64_t sms = multiprocessors();
-    const std::int64_t per_sm = cols <= 1024 ? 16 : cols <= 4096 ? 4 : 2;
-    const std::int64_t parts =
-        std::min(sms * per_sm, std::max((rows + 15) / 16, std::min(rows, sms)));
-    return std::max<std::int64_t>(4, (parts + 3) / 4 * 4);
+    return parts_of_rows(rows, cols);
 }
 
 }  // namespace fastllm::cuda

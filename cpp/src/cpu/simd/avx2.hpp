@@ -29,15 +29,18 @@ FASTLLM_INLINE Vec widen(__m128i half_words, const float16*) {
     return {_mm256_cvtph_ps(half_words)};
 }
 
-FASTLLM_INLINE __m128i narrow(Vec value, const bfloat16*) {
+// The bits whose upper half is the value rounded to bfloat16.
+FASTLLM_INLINE __m256i rounded_to_upper_half(Vec value) {
     const __m256i bits = _mm256_castps_si256(value.v);
-    const __m256i upper = _mm256_srli_epi32(bits, 16);
-    const __m256i odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, bias), 16);
-    const __m256i quiet = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
     const __m256 is_nan = _mm256_cmp_ps(value.v, value.v, _CMP_UNORD_Q);
-    const __m256i words = _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(is_nan));
+    const __m256i quiet = _mm256_set1_epi32(0x7fc00000);
+    return _mm256_blendv_epi8(_mm256_add_epi32(bits, bias), quiet, _mm256_castps_si256(is_nan));
+}
+
+FASTLLM_INLINE __m128i narrow(Vec value, const bfloat16*) {
+    const __m256i words = _mm256_srli_epi32(rounded_to_upper_half(value), 16);
     return _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
 }
 FASTLLM_INLINE __m128i narrow(Vec value, const float16*) {
@@ -79,10 +82,39 @@ FASTLLM_INLINE void store(T* p, Vec v, FirstLanes lanes) {
     for (int i = 0; i < lanes.count; ++i) p[i] = copy[i];
 }
 
+// 2 * kWidth consecutive elements. Of bfloat16, `a` has those at even places and `b` those at odd
+// ones, which takes one instruction each; of the other types, `a` has the first kWidth.
+FASTLLM_INLINE void load_pair(const bfloat16* p, Vec& a, Vec& b) {
+    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    a.v = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+    b.v = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(-65536)));
+}
+template <class T>
+FASTLLM_INLINE void load_pair(const T* p, Vec& a, Vec& b) {
+    a = load(p, AllLanes{});
+    b = load(p + kWidth, AllLanes{});
+}
+
+FASTLLM_INLINE __m256i narrow_pair(Vec a, Vec b, const bfloat16*) {
+    const __m256i even = _mm256_srli_epi32(rounded_to_upper_half(a), 16);
+    return _mm256_blend_epi16(even, rounded_to_upper_half(b), 0xaa);
+}
+FASTLLM_INLINE __m256i narrow_pair(Vec a, Vec b, const float16* p) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(narrow(a, p)), narrow(b, p), 1);
+}
+FASTLLM_INLINE void store_pair(float* p, Vec a, Vec b) {
+    store(p, a, AllLanes{});
+    store(p + kWidth, b, AllLanes{});
+}
+template <class T>
+FASTLLM_INLINE void store_pair(T* p, Vec a, Vec b) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_pair(a, b, p));
+}
+
 // Stores that go around the cache need an address aligned to the register.
 template <class T>
 FASTLLM_INLINE bool can_stream(const T* p) {
-    return reinterpret_cast<std::uintptr_t>(p) % (kWidth * sizeof(T)) == 0;
+    return reinterpret_cast<std::uintptr_t>(p) % 32 == 0;
 }
 FASTLLM_INLINE void store_streaming(float* p, Vec v, AllLanes) { _mm256_stream_ps(p, v.v); }
 template <class T>
@@ -92,6 +124,14 @@ FASTLLM_INLINE void store_streaming(T* p, Vec v, AllLanes) {
 template <class T>
 FASTLLM_INLINE void store_streaming(T* p, Vec v, FirstLanes lanes) {
     store(p, v, lanes);
+}
+FASTLLM_INLINE void store_pair_streaming(float* p, Vec a, Vec b) {
+    _mm256_stream_ps(p, a.v);
+    _mm256_stream_ps(p + kWidth, b.v);
+}
+template <class T>
+FASTLLM_INLINE void store_pair_streaming(T* p, Vec a, Vec b) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow_pair(a, b, p));
 }
 FASTLLM_INLINE void finish_streaming() { _mm_sfence(); }
 
@@ -106,6 +146,16 @@ FASTLLM_INLINE Vec minimum(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
 FASTLLM_INLINE Vec maximum(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
 FASTLLM_INLINE Vec round_to_integer(Vec a) {
     return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+
+FASTLLM_INLINE Vec reciprocal(Vec a) { return broadcast(1.0f) / a; }
+
+// t = n + r with n integral and |r| <= 1/2, for |t| < 2^22; beyond what 2^t can be in float, t is
+// first brought to the nearest bound.
+FASTLLM_INLINE void split_at_integer(Vec t, Vec& n, Vec& r) {
+    const Vec bounded = minimum(broadcast(130.0f), maximum(broadcast(-152.0f), t));
+    n = round_to_integer(bounded);
+    r = bounded - n;
 }
 
 // v * 2^n for integral n from -200 to 200, in two steps because 2^n may be out of range by itself.

@@ -36,15 +36,18 @@ FASTLLM_INLINE Vec widen(__m256i half_words, const float16*) {
     return {_mm512_cvtph_ps(half_words)};
 }
 
+// The bits whose upper half is the value rounded to bfloat16.
+FASTLLM_INLINE __m512i rounded_to_upper_half(Vec value) {
+    // Any NaN becomes the one without payload, which rounding cannot carry over into infinity.
+    const __m512 quiet = _mm512_fixupimm_ps(value.v, value.v, _mm512_set1_epi32(0x33), 0);
+    const __m512i bits = _mm512_castps_si512(quiet);
+    const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+    const __m512i biased = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+    return _mm512_mask_add_epi32(biased, odd, biased, _mm512_set1_epi32(1));
+}
+
 FASTLLM_INLINE __m256i narrow(Vec value, const bfloat16*) {
-    const __m512i bits = _mm512_castps_si512(value.v);
-    const __m512i upper = _mm512_srli_epi32(bits, 16);
-    const __m512i odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
-    const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, bias), 16);
-    const __mmask16 is_nan = _mm512_cmp_ps_mask(value.v, value.v, _CMP_UNORD_Q);
-    return _mm512_cvtepi32_epi16(
-        _mm512_mask_or_epi32(rounded, is_nan, upper, _mm512_set1_epi32(0x40)));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded_to_upper_half(value), 16));
 }
 FASTLLM_INLINE __m256i narrow(Vec value, const float16*) {
     return _mm512_cvtps_ph(value.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -76,10 +79,39 @@ FASTLLM_INLINE void store(T* p, Vec v, FirstLanes lanes) {
     _mm256_mask_storeu_epi16(p, mask_of(lanes), narrow(v, p));
 }
 
+// 2 * kWidth consecutive elements. Of bfloat16, `a` has those at even places and `b` those at odd
+// ones, which takes one instruction each; of the other types, `a` has the first kWidth.
+FASTLLM_INLINE void load_pair(const bfloat16* p, Vec& a, Vec& b) {
+    const __m512i both = _mm512_loadu_si512(p);
+    a.v = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    b.v = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(-65536)));
+}
+template <class T>
+FASTLLM_INLINE void load_pair(const T* p, Vec& a, Vec& b) {
+    a = load(p, AllLanes{});
+    b = load(p + kWidth, AllLanes{});
+}
+
+FASTLLM_INLINE __m512i narrow_pair(Vec a, Vec b, const bfloat16*) {
+    const __m512i even = _mm512_srli_epi32(rounded_to_upper_half(a), 16);
+    return _mm512_mask_blend_epi16(0xaaaaaaaau, even, rounded_to_upper_half(b));
+}
+FASTLLM_INLINE __m512i narrow_pair(Vec a, Vec b, const float16* p) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(narrow(a, p)), narrow(b, p), 1);
+}
+FASTLLM_INLINE void store_pair(float* p, Vec a, Vec b) {
+    store(p, a, AllLanes{});
+    store(p + kWidth, b, AllLanes{});
+}
+template <class T>
+FASTLLM_INLINE void store_pair(T* p, Vec a, Vec b) {
+    _mm512_storeu_si512(p, narrow_pair(a, b, p));
+}
+
 // Stores that go around the cache need an address aligned to the register.
 template <class T>
 FASTLLM_INLINE bool can_stream(const T* p) {
-    return reinterpret_cast<std::uintptr_t>(p) % (kWidth * sizeof(T)) == 0;
+    return reinterpret_cast<std::uintptr_t>(p) % 64 == 0;
 }
 FASTLLM_INLINE void store_streaming(float* p, Vec v, AllLanes) { _mm512_stream_ps(p, v.v); }
 template <class T>
@@ -89,6 +121,14 @@ FASTLLM_INLINE void store_streaming(T* p, Vec v, AllLanes) {
 template <class T>
 FASTLLM_INLINE void store_streaming(T* p, Vec v, FirstLanes lanes) {
     store(p, v, lanes);
+}
+FASTLLM_INLINE void store_pair_streaming(float* p, Vec a, Vec b) {
+    _mm512_stream_ps(p, a.v);
+    _mm512_stream_ps(p + kWidth, b.v);
+}
+template <class T>
+FASTLLM_INLINE void store_pair_streaming(T* p, Vec a, Vec b) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), narrow_pair(a, b, p));
 }
 FASTLLM_INLINE void finish_streaming() { _mm_sfence(); }
 
@@ -102,6 +142,22 @@ FASTLLM_INLINE Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
 FASTLLM_INLINE Vec minimum(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 FASTLLM_INLINE Vec maximum(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 FASTLLM_INLINE Vec round_to_integer(Vec a) { return {_mm512_roundscale_ps(a.v, 0)}; }
+
+// 1 / a to 1 unit in the last place: an estimate to 2^-14 and one step of Newton's, which would
+// make NaN of an infinite a. Division takes three times as long.
+FASTLLM_INLINE Vec reciprocal(Vec a) {
+    const __m512 estimate = _mm512_rcp14_ps(a.v);
+    const __m512 error = _mm512_fnmadd_ps(a.v, estimate, _mm512_set1_ps(1.0f));
+    const __mmask16 finite =
+        _mm512_cmp_ps_mask(_mm512_abs_ps(a.v), _mm512_set1_ps(1e38f), _CMP_LT_OQ);
+    return {_mm512_mask_fmadd_ps(estimate, finite, error, estimate)};
+}
+
+// t = n + r with n integral and |r| <= 1/2; an infinite t has n = t and r = 0.
+FASTLLM_INLINE void split_at_integer(Vec t, Vec& n, Vec& r) {
+    r.v = _mm512_reduce_ps(t.v, 8);
+    n.v = _mm512_sub_ps(t.v, r.v);
+}
 
 // v * 2^n for integral n.
 FASTLLM_INLINE Vec scale_by_power_of_two(Vec v, Vec n) { return {_mm512_scalef_ps(v.v, n.v)}; }

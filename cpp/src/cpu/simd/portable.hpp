@@ -76,6 +76,18 @@ FASTLLM_INLINE void store(T* p, Vec v, FirstLanes lanes) {
     for (int i = 0; i < lanes.count; ++i) p[i] = copy[i];
 }
 
+// 2 * kWidth consecutive elements, the first kWidth in `a`.
+template <class T>
+FASTLLM_INLINE void load_pair(const T* p, Vec& a, Vec& b) {
+    a = load(p, AllLanes{});
+    b = load(p + kWidth, AllLanes{});
+}
+template <class T>
+FASTLLM_INLINE void store_pair(T* p, Vec a, Vec b) {
+    store(p, a, AllLanes{});
+    store(p + kWidth, b, AllLanes{});
+}
+
 // There is no portable way around the cache: these are ordinary stores.
 template <class T>
 FASTLLM_INLINE bool can_stream(const T*) {
@@ -84,6 +96,10 @@ FASTLLM_INLINE bool can_stream(const T*) {
 template <class T, class Lanes>
 FASTLLM_INLINE void store_streaming(T* p, Vec v, Lanes lanes) {
     store(p, v, lanes);
+}
+template <class T>
+FASTLLM_INLINE void store_pair_streaming(T* p, Vec a, Vec b) {
+    store_pair(p, a, b);
 }
 FASTLLM_INLINE void finish_streaming() {}
 
@@ -104,6 +120,16 @@ FASTLLM_INLINE Vec round_to_integer(Vec a) {
     const Floats shift =
         broadcast(12582912.0f).v;  // 1.5 * 2^23, where the unit in the last place is 1
     return {(a.v + shift) - shift};
+}
+
+FASTLLM_INLINE Vec reciprocal(Vec a) { return broadcast(1.0f) / a; }
+
+// t = n + r with n integral and |r| <= 1/2, for |t| < 2^22; beyond what 2^t can be in float, t is
+// first brought to the nearest bound.
+FASTLLM_INLINE void split_at_integer(Vec t, Vec& n, Vec& r) {
+    const Vec bounded = minimum(broadcast(130.0f), maximum(broadcast(-152.0f), t));
+    n = round_to_integer(bounded);
+    r = bounded - n;
 }
 
 // v * 2^n for integral n from -200 to 200, in two steps because 2^n may be out of range by itself.

@@ -94,4 +94,5 @@ _adamw = define(
     " float weight_decay, int step) -> ()",
     _kernel,
     _fake,
+    mutates=(0, 2, 3, 4),
 )

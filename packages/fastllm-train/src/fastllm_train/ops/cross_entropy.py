@@ -16,7 +16,13 @@ import torch
 import torch.distributed as dist
 
 from fastllm_core import _core
-from fastllm_train.ops.registration import contiguous_capsule, define, stream_of
+from fastllm_train.ops.registration import (
+    contiguous_capsule,
+    define,
+    define_differentiable,
+    runs_directly,
+    stream_of,
+)
 
 __all__ = ["cross_entropy"]
 
@@ -49,13 +55,49 @@ def cross_entropy(
     Raises:
         ValueError: shapes, dtypes or devices do not match.
     """
-    losses: torch.Tensor = _CrossEntropy.apply(
-        logits.flatten(0, -2), labels.flatten(), ignore_index, first, group, inplace_backward
-    )
-    return losses.view(labels.shape)
+    flat, flat_labels = logits, labels
+    if logits.dim() != 2:
+        flat, flat_labels = logits.flatten(0, -2), labels.flatten()
+    if group is None and first == 0:
+        losses, _ = _loss(flat, flat_labels, ignore_index, inplace_backward)
+    else:
+        losses = _Divided.apply(flat, flat_labels, ignore_index, first, group, inplace_backward)
+    return losses if logits.dim() == 2 else losses.view(labels.shape)
 
 
-class _CrossEntropy(torch.autograd.Function):
+def joined(
+    parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    labels: torch.Tensor,
+    columns: tuple[int, int],
+    ignore: int,
+    group: dist.ProcessGroup | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses and log-sum-exp of rows whose columns are divided over a group.
+
+    Args:
+        parts: max, sum and target of this rank's columns, as ``cross_entropy_fwd`` gives them.
+        labels: int64, of the rows.
+        columns: first token here, and the first that is not.
+        ignore: rows with this label have loss 0.
+        group: the ranks that hold the other columns; None if there are none.
+    """
+    largest, total, target = parts
+    found = (labels >= columns[0]) & (labels < columns[1])
+    if group is not None:
+        here = largest
+        largest = here.clone()
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
+        # exp(-inf + inf) would be NaN where a rank has nothing but -inf.
+        scale = torch.where(here == largest, 1.0, (here - largest).exp())
+        sums = torch.stack((total * scale, target, found.float()))
+        dist.all_reduce(sums, group=group)
+        total, target, found = sums[0], sums[1], sums[2] > 0
+    lse = largest + total.log()
+    losses = torch.where(found, lse - target, torch.nan)
+    return torch.where(labels == ignore, 0.0, losses), lse
+
+
+class _Divided(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -66,33 +108,58 @@ class _CrossEntropy(torch.autograd.Function):
         group: dist.ProcessGroup | None,
         inplace: bool,
     ) -> torch.Tensor:
-        largest, total, target = _fwd(logits, labels, first, ignore)
-        found = (labels >= first) & (labels < first + logits.shape[-1])
-        if group is not None:
-            here = largest
-            largest = here.clone()
-            dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
-            # exp(-inf + inf) would be NaN where a rank has nothing but -inf.
-            scale = torch.where(here == largest, 1.0, (here - largest).exp())
-            sums = torch.stack((total * scale, target, found.float()))
-            dist.all_reduce(sums, group=group)
-            total, target, found = sums[0], sums[1], sums[2] > 0
-        lse = largest + total.log()
-        losses = torch.where(found, lse - target, torch.nan)
+        parts = _fwd(logits, labels, first, ignore)
+        columns = (first, first + logits.shape[-1])
+        losses, lse = joined(parts, labels, columns, ignore, group)
         ctx.save_for_backward(logits, labels, lse)
         ctx.ignore, ctx.first, ctx.inplace = ignore, first, inplace
-        return torch.where(labels == ignore, 0.0, losses)
+        return losses
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
-        logits, labels, lse = ctx.saved_tensors
-        dloss = gradients[0].float()
-        if ctx.inplace and not torch.compiler.is_compiling():
-            _bwd_(logits, labels, lse, dloss, ctx.first, ctx.ignore)
-            dlogits = logits
-        else:
-            dlogits = _bwd(logits, labels, lse, dloss, ctx.first, ctx.ignore)
-        return dlogits, None, None, None, None, None
+        return _dlogits(ctx, gradients[0], ctx.first), None, None, None, None, None
+
+
+def _dlogits(ctx: Any, dloss: torch.Tensor, first: int) -> torch.Tensor:
+    logits, labels, lse = ctx.saved_tensors
+    if ctx.inplace and runs_directly((logits,)):
+        _bwd_(logits, labels, lse, dloss, first, ctx.ignore)
+        return logits
+    return _bwd(logits, labels, lse, dloss, first, ctx.ignore)
+
+
+def _loss_kernel(
+    logits: torch.Tensor, labels: torch.Tensor, ignore: int, inplace_backward: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    losses, lse = outputs = _loss_fake(logits, labels, ignore, inplace_backward)
+    _core.cross_entropy_loss(
+        contiguous_capsule(logits),
+        contiguous_capsule(labels),
+        contiguous_capsule(lse),
+        contiguous_capsule(losses),
+        ignore,
+        stream_of(logits),
+    )
+    return outputs
+
+
+def _loss_fake(
+    logits: torch.Tensor, labels: torch.Tensor, ignore: int, inplace_backward: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    losses = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
+    return losses, torch.empty_like(losses)
+
+
+def _loss_setup(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    logits, labels, ctx.ignore, ctx.inplace = inputs
+    ctx.save_for_backward(logits, labels, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _loss_backward(ctx: Any, dloss: torch.Tensor, _dlse: torch.Tensor) -> tuple[Any, ...]:
+    return _dlogits(ctx, dloss, 0), None, None, None
 
 
 def _fwd_kernel(
@@ -107,6 +174,7 @@ def _fwd_kernel(
         contiguous_capsule(target),
         first,
         ignore,
+        False,
         stream_of(logits),
     )
     return outputs
@@ -134,7 +202,7 @@ def _bwd_into(
         contiguous_capsule(logits),
         contiguous_capsule(labels),
         contiguous_capsule(lse),
-        contiguous_capsule(dloss),
+        contiguous_capsule(dloss.float()),
         contiguous_capsule(dlogits),
         first,
         ignore,
@@ -177,6 +245,14 @@ def _bwd_inplace_fake(logits: torch.Tensor, *_: Any) -> None:
     return None
 
 
+_loss = define_differentiable(
+    "cross_entropy_loss(Tensor logits, Tensor labels, int ignore, bool inplace_backward)"
+    " -> (Tensor loss, Tensor lse)",
+    _loss_kernel,
+    _loss_fake,
+    _loss_setup,
+    _loss_backward,
+)
 _fwd = define(
     "cross_entropy_fwd(Tensor logits, Tensor labels, int first, int ignore)"
     " -> (Tensor max, Tensor sum, Tensor target)",
@@ -191,4 +267,5 @@ _bwd_ = define(
     f"cross_entropy_bwd_(Tensor(a!) logits, {_BWD_ARGUMENTS}) -> ()",
     _bwd_inplace_kernel,
     _bwd_inplace_fake,
+    mutates=(0,),
 )

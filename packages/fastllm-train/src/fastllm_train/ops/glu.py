@@ -13,7 +13,12 @@ from typing import Any
 import torch
 
 from fastllm_core import _core
-from fastllm_train.ops.registration import contiguous_capsule, define, stream_of, with_autograd
+from fastllm_train.ops.registration import (
+    contiguous_capsule,
+    define,
+    define_differentiable,
+    stream_of,
+)
 
 __all__ = ["geglu", "swiglu"]
 
@@ -40,7 +45,7 @@ def geglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 
 
 def _fwd_kernel(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
-    y = gate.new_empty(gate.shape)
+    y = torch.empty_like(gate, memory_format=torch.contiguous_format)
     _core.glu_fwd(
         contiguous_capsule(gate),
         contiguous_capsule(up),
@@ -77,9 +82,6 @@ def _bwd_fake(
     return gate.new_empty(gate.shape), up.new_empty(up.shape)
 
 
-_glu_fwd = define(
-    "glu_fwd(Tensor gate, Tensor up, str activation) -> Tensor", _fwd_kernel, _fwd_fake
-)
 _glu_bwd = define(
     "glu_bwd(Tensor dy, Tensor gate, Tensor up, str activation) -> (Tensor dgate, Tensor dup)",
     _bwd_kernel,
@@ -97,4 +99,10 @@ def _backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
     return *_glu_bwd(dy, gate, up, ctx.activation), None
 
 
-with_autograd("glu_fwd", _backward, _setup)
+_glu_fwd = define_differentiable(
+    "glu_fwd(Tensor gate, Tensor up, str activation) -> Tensor",
+    _fwd_kernel,
+    _fwd_fake,
+    _setup,
+    _backward,
+)

@@ -15,7 +15,12 @@ from typing import Any
 import torch
 
 from fastllm_core import _core
-from fastllm_train.ops.registration import contiguous_capsule, define, stream_of, with_autograd
+from fastllm_train.ops.registration import (
+    contiguous_capsule,
+    define,
+    define_differentiable,
+    stream_of,
+)
 
 __all__ = ["rmsnorm", "rmsnorm_residual"]
 
@@ -62,16 +67,16 @@ def rmsnorm_residual(
 def _fwd(
     x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    y = x.new_empty(x.shape)
-    h = None if residual is None else x.new_empty(x.shape)
-    rstd = x.new_empty(x.shape[:-1], dtype=torch.float32)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    h = None if residual is None else torch.empty_like(y)
+    rstd = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
     _core.rmsnorm_fwd(
         contiguous_capsule(x),
         None if residual is None else contiguous_capsule(residual),
         contiguous_capsule(weight),
         contiguous_capsule(y),
         None if h is None else contiguous_capsule(h),
-        contiguous_capsule(rstd.view(-1)),
+        contiguous_capsule(rstd),
         eps,
         stream_of(x),
     )
@@ -114,15 +119,15 @@ def _bwd_kernel(
     dh: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     cols = weight.shape[0]
-    dx = h.new_empty(h.shape)
-    dweight = weight.new_empty(weight.shape)
+    dx = torch.empty_like(h, memory_format=torch.contiguous_format)
+    dweight = torch.empty_like(weight, memory_format=torch.contiguous_format)
     parts = _core.rmsnorm_bwd_parts(rstd.numel(), cols, h.is_cuda, h.device.index or 0)
     partial = h.new_empty((parts, cols), dtype=torch.float32)
     _core.rmsnorm_bwd(
         contiguous_capsule(dy),
         contiguous_capsule(h),
         contiguous_capsule(weight),
-        contiguous_capsule(rstd.view(-1)),
+        contiguous_capsule(rstd),
         None if dh is None else contiguous_capsule(dh),
         contiguous_capsule(dx),
         contiguous_capsule(dweight),
@@ -142,17 +147,6 @@ def _bwd_fake(
     return h.new_empty(h.shape), weight.new_empty(weight.shape)
 
 
-_rmsnorm_fwd = define(
-    "rmsnorm_fwd(Tensor x, Tensor weight, float eps) -> (Tensor y, Tensor rstd)",
-    _fwd_kernel,
-    _fwd_fake,
-)
-_rmsnorm_residual_fwd = define(
-    "rmsnorm_residual_fwd(Tensor x, Tensor residual, Tensor weight, float eps)"
-    " -> (Tensor y, Tensor h, Tensor rstd)",
-    _residual_fwd_kernel,
-    _residual_fwd_fake,
-)
 _rmsnorm_bwd = define(
     "rmsnorm_bwd(Tensor dy, Tensor h, Tensor weight, Tensor rstd, Tensor? dh)"
     " -> (Tensor dx, Tensor dweight)",
@@ -196,5 +190,18 @@ def _residual_backward(
     return dx, dx, dweight, None
 
 
-with_autograd("rmsnorm_fwd", _backward, _setup)
-with_autograd("rmsnorm_residual_fwd", _residual_backward, _residual_setup)
+_rmsnorm_fwd = define_differentiable(
+    "rmsnorm_fwd(Tensor x, Tensor weight, float eps) -> (Tensor y, Tensor rstd)",
+    _fwd_kernel,
+    _fwd_fake,
+    _setup,
+    _backward,
+)
+_rmsnorm_residual_fwd = define_differentiable(
+    "rmsnorm_residual_fwd(Tensor x, Tensor residual, Tensor weight, float eps)"
+    " -> (Tensor y, Tensor h, Tensor rstd)",
+    _residual_fwd_kernel,
+    _residual_fwd_fake,
+    _residual_setup,
+    _residual_backward,
+)

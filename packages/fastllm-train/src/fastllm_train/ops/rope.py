@@ -14,9 +14,8 @@ from fastllm_core import _core
 from fastllm_train.ops.registration import (
     capsule,
     contiguous_capsule,
-    define,
+    define_differentiable,
     stream_of,
-    with_autograd,
 )
 
 __all__ = ["rope"]
@@ -96,14 +95,6 @@ def _fake(
     return _result(x)
 
 
-_rope = define(
-    "rope(Tensor x, Tensor cos, Tensor sin, Tensor? positions, bool interleaved, bool inverse)"
-    " -> Tensor",
-    _kernel,
-    _fake,
-)
-
-
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     _, cos, sin, positions, ctx.interleaved, ctx.inverse = inputs
     ctx.save_for_backward(cos, sin, positions)
@@ -115,4 +106,11 @@ def _backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
     return dx, None, None, None, None, None
 
 
-with_autograd("rope", _backward, _setup)
+_rope = define_differentiable(
+    "rope(Tensor x, Tensor cos, Tensor sin, Tensor? positions, bool interleaved, bool inverse)"
+    " -> Tensor",
+    _kernel,
+    _fake,
+    _setup,
+    _backward,
+)

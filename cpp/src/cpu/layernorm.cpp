@@ -1,0 +1,28 @@
+#include "fastllm/layernorm.hpp"
+
+#include "dispatch.hpp"
+#include "layernorm_kernel.hpp"
+#include "parallel.hpp"
+#include "row_parts.hpp"
+
+namespace fastllm::cpu {
+
+void layernorm_fwd(const LayerNormFwd& args) {
+    const LayerNormKernels& kernels = FASTLLM_KERNELS(layernorm);
+    const bool stream = stream_rows(args.dtype, args.rows, args.cols);
+    parallel_ranges(
+        args.rows, rows_per_thread(args.cols),
+        [&](std::int64_t begin, std::int64_t end) { kernels.fwd(args, begin, end, stream); });
+}
+
+std::int64_t layernorm_bwd_parts(std::int64_t rows, std::int64_t) { return parts_of_rows(rows); }
+
+void layernorm_bwd(const LayerNormBwd& args) {
+    const LayerNormKernels& kernels = FASTLLM_KERNELS(layernorm);
+    const bool stream = stream_rows(args.dtype, args.rows, args.cols);
+    run_parts(
+        args, [&](std::int64_t part) { kernels.bwd_part(args, part, stream); },
+        [&](std::int64_t begin, std::int64_t end) { kernels.bwd_reduce(args, begin, end); });
+}
+
+}  // namespace fastllm::cpu

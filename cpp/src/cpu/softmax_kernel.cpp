@@ -1,0 +1,218 @@
+// Compiled once per vector level; see simd/simd.hpp.
+#include "softmax_kernel.hpp"
+
+#include "simd/exp.hpp"
+#include "simd/simd.hpp"
+
+namespace fastllm::cpu::FASTLLM_ISA {
+namespace {
+
+// Scores of so many places are made at a time, in a buffer that stays in the first-level cache. A
+// row that has more takes two passes.
+constexpr std::int64_t kStretch = 8192;
+
+FASTLLM_INLINE float no_score() { return detail::float_of(0xff800000u); }
+FASTLLM_INLINE float scalar_exp(float x) { return first_lane(exponential(broadcast(x))); }
+
+// Places that query i of a causal row has.
+FASTLLM_INLINE std::int64_t causal_places(std::int64_t query, std::int64_t queries,
+                                          std::int64_t cols) {
+    const std::int64_t places = query + (cols - queries) + 1;
+    return places < 0 ? 0 : places > cols ? cols : places;
+}
+
+// What the scores of a row are made of.
+template <class T>
+struct Scores {
+    const T* x;
+    float scale;
+    const std::uint8_t* mask;  // or null
+    float slope;               // of ALiBi, or 0
+    float at_first;            // what ALiBi adds at column 0
+};
+
+float largest_of(const float* v, std::int64_t count) {
+    Max4 top(no_score());
+    const std::int64_t whole = count / kWidth * kWidth;
+    for_each_pair(whole, [&](std::int64_t c, int slot, auto lanes)
+                             FASTLLM_LAMBDA { top.add(slot, load(v + c, lanes)); });
+    float m = top.total();
+    for (std::int64_t c = whole; c < count; ++c) m = v[c] > m ? v[c] : m;
+    return m;
+}
+
+// Scores of places [begin, begin + count); returns the largest. Without kPlaces, a pair of vectors
+// has the order of T.
+template <class T, bool kPlaces>
+float make_scores(const Scores<T>& s, float* out, std::int64_t begin, std::int64_t count) {
+    const T* x = s.x + begin;
+    if constexpr (kPlaces) {
+        // Plain loops: the compiler makes vectors of them.
+        const float at_begin = s.at_first + s.slope * static_cast<float>(begin);
+        for (std::int64_t c = 0; c < count; ++c) {
+            out[c] = to_float(x[c]) * s.scale + (at_begin + s.slope * static_cast<float>(c));
+        }
+        if (s.mask != nullptr) {
+            const std::uint8_t* mask = s.mask + begin;
+            const float none = no_score();
+            for (std::int64_t c = 0; c < count; ++c) out[c] = mask[c] != 0 ? out[c] : none;
+        }
+    } else {
+        const Vec by = broadcast(s.scale);
+        for_each_pair(count, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
+            store(out + c, load(x + c, lanes) * by, lanes);
+        });
+    }
+    return largest_of(out, count);
+}
+
+// v = exp(v - max); returns the sum.
+float to_exponentials(float* v, float max, std::int64_t count) {
+    // With nothing but -inf any finite reference gives exp(v - reference) = 0.
+    const float reference = max == no_score() ? 0.0f : max;
+    const Vec from = broadcast(reference);
+    Sum4 sums;
+    const std::int64_t whole = count / kWidth * kWidth;
+    for_each_pair(whole, [&](std::int64_t c, int slot, auto lanes) FASTLLM_LAMBDA {
+        const auto e = exponential(load(v + c, lanes) - from);
+        store(v + c, e, lanes);
+        sums.add(slot, e);
+    });
+    float sum = sums.total();
+    for (std::int64_t c = whole; c < count; ++c) {
+        v[c] = scalar_exp(v[c] - reference);
+        sum += v[c];
+    }
+    return sum;
+}
+
+template <class T, bool kPlaces, bool kStream>
+void store_scaled(const float* e, float by, T* y, std::int64_t count) {
+    const Vec scale = broadcast(by);
+    const auto body = [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
+        store_as<kStream>(y + c, load(e + c, lanes) * scale, lanes);
+    };
+    if constexpr (kPlaces) {
+        for_each_vec(count, body);
+    } else {
+        for_each_pair(count, body);
+    }
+}
+
+template <class T, bool kPlaces, bool kStream>
+void softmax_row(const Scores<T>& s, T* y, std::int64_t places) {
+    alignas(64) float buffer[kStretch];
+    const auto inverse = [](float sum) { return sum == 0.0f ? 0.0f : 1.0f / sum; };
+    if (places <= kStretch) {
+        const float max = make_scores<T, kPlaces>(s, buffer, 0, places);
+        const float sum = to_exponentials(buffer, max, places);
+        return store_scaled<T, kPlaces, kStream>(buffer, inverse(sum), y, places);
+    }
+    float max = no_score();
+    float sum = 0.0f;
+    const auto length = [&](std::int64_t begin) {
+        return places - begin < kStretch ? places - begin : kStretch;
+    };
+    for (std::int64_t begin = 0; begin < places; begin += kStretch) {
+        const std::int64_t count = length(begin);
+        const float here = make_scores<T, kPlaces>(s, buffer, begin, count);
+        const float grown = here > max ? here : max;
+        if (grown != max && sum != 0.0f) sum *= scalar_exp(max - grown);
+        max = grown;
+        sum += to_exponentials(buffer, max, count);
+    }
+    for (std::int64_t begin = 0; begin < places; begin += kStretch) {
+        const std::int64_t count = length(begin);
+        make_scores<T, kPlaces>(s, buffer, begin, count);
+        to_exponentials(buffer, max, count);
+        store_scaled<T, kPlaces, kStream>(buffer, inverse(sum), y + begin, count);
+    }
+}
+
+template <class T>
+void zero_from(T* y, std::int64_t begin, std::int64_t end) {
+    for_each_vec(end - begin, [&](std::int64_t c, int, auto lanes)
+                                  FASTLLM_LAMBDA { store(y + begin + c, broadcast(0.0f), lanes); });
+}
+
+template <class T>
+void fwd_rows(const SoftmaxFwd& a, std::int64_t begin, std::int64_t end, bool stream) {
+    const bool places_matter = a.mask != nullptr || a.slopes != nullptr;
+    for (std::int64_t row = begin; row < end; ++row) {
+        const std::int64_t query = row % a.queries;
+        const std::int64_t head = row / a.queries % a.heads;
+        const std::int64_t batch = row / (a.queries * a.heads);
+        T* y = static_cast<T*>(a.y) + row * a.cols;
+        Scores<T> s{static_cast<const T*>(a.x) + row * a.cols, a.scale, nullptr, 0.0f, 0.0f};
+        if (a.mask != nullptr) {
+            s.mask = a.mask + batch * a.mask_batch_stride + head * a.mask_head_stride +
+                     query * a.mask_query_stride;
+        }
+        if (a.slopes != nullptr) {
+            s.slope = a.slopes[head];
+            s.at_first = -s.slope * static_cast<float>(query + (a.cols - a.queries));
+        }
+        const std::int64_t places = a.causal ? causal_places(query, a.queries, a.cols) : a.cols;
+        const bool go_around = stream && can_stream(y);
+        auto* softmax =
+            places_matter
+                ? (go_around ? &softmax_row<T, true, true> : &softmax_row<T, true, false>)
+                : (go_around ? &softmax_row<T, false, true> : &softmax_row<T, false, false>);
+        softmax(s, y, places);
+        zero_from(y, places, a.cols);
+    }
+    if (stream) finish_streaming();
+}
+
+template <class T>
+float dot(const T* x, const T* y, std::int64_t count) {
+    Sum4 sums;
+    for_each_pair(count, [&](std::int64_t c, int slot, auto lanes) FASTLLM_LAMBDA {
+        sums.add_product(slot, load(x + c, lanes), load(y + c, lanes));
+    });
+    return sums.total();
+}
+
+template <class T, bool kStream>
+void gradient_row(const T* dy, const T* y, float mean, float scale, T* dx, std::int64_t count) {
+    const Vec middle = broadcast(mean);
+    const Vec by = broadcast(scale);
+    for_each_pair(count, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
+        const auto v = (load(dy + c, lanes) - middle) * (load(y + c, lanes) * by);
+        store_as<kStream>(dx + c, v, lanes);
+    });
+}
+
+template <class T>
+void bwd_rows(const SoftmaxBwd& a, std::int64_t begin, std::int64_t end, bool stream) {
+    for (std::int64_t row = begin; row < end; ++row) {
+        const T* dy = static_cast<const T*>(a.dy) + row * a.cols;
+        const T* y = static_cast<const T*>(a.y) + row * a.cols;
+        T* dx = static_cast<T*>(a.dx) + row * a.cols;
+        const std::int64_t places =
+            a.causal ? causal_places(row % a.queries, a.queries, a.cols) : a.cols;
+        auto* gradient =
+            stream && can_stream(dx) ? &gradient_row<T, true> : &gradient_row<T, false>;
+        gradient(dy, y, dot(dy, y, places), a.scale, dx, places);
+        zero_from(dx, places, a.cols);
+    }
+    if (stream) finish_streaming();
+}
+
+void fwd_any(const SoftmaxFwd& a, std::int64_t begin, std::int64_t end, bool stream) {
+    with_element_type(a.dtype, [&](auto zero) FASTLLM_LAMBDA {
+        fwd_rows<decltype(zero)>(a, begin, end, stream);
+    });
+}
+
+void bwd_any(const SoftmaxBwd& a, std::int64_t begin, std::int64_t end, bool stream) {
+    with_element_type(a.dtype, [&](auto zero) FASTLLM_LAMBDA {
+        bwd_rows<decltype(zero)>(a, begin, end, stream);
+    });
+}
+
+}  // namespace
+
+const SoftmaxKernels softmax = {fwd_any, bwd_any};
+
+}  // namespace fastllm::cpu::FASTLLM_ISA
