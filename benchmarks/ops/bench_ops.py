@@ -1,12 +1,14 @@
-"""Operators on the CPU against the machine's copy bandwidth and torch eager, in one run.
+"""Operators on the CPU against the machine's copy bandwidth, torch eager and torch.compile.
 
     python benchmarks/ops/bench_ops.py [--threads 1] [--rows 16384] [--cols 4096] [--filter bf16]
+    python benchmarks/ops/bench_ops.py --compile --filter "softmax fwd"
+    python benchmarks/ops/bench_ops.py --calls       # microseconds of a call on tiny tensors
 
 Columns: the kernel with its outputs allocated beforehand, as GB/s of the traffic that the formula
 needs and as a share of a plain copy measured in the same run; then the torch operator, which
-allocates, against the same function of torch. With one thread times are CPU time, which other
-processes disturb least; with more they are wall time. Each figure is a median; the competitors run
-in turns.
+allocates, against the same function of torch, and with --compile against torch.compile of that.
+With one thread times are CPU time, which other processes disturb least; with more they are wall
+time. Each figure is a median; the competitors run in turns.
 """
 
 from __future__ import annotations
@@ -15,202 +17,13 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch  # first, so that fastllm_core shares its OpenMP threads
-import torch.nn.functional as F
+from cases import OPERATORS
 
 from fastllm_core import _core
-from fastllm_train.ops.adamw import adamw_
-from fastllm_train.ops.cross_entropy import cross_entropy
-from fastllm_train.ops.glu import geglu, swiglu
-from fastllm_train.ops.registration import contiguous_capsule
-from fastllm_train.ops.rmsnorm import rmsnorm, rmsnorm_residual
-from fastllm_train.ops.rope import rope
 
-EPS = 1e-6
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclass
-class Case:
-    name: str
-    moved_bytes: int  # by the kernel: inputs and outputs once each
-    kernel: Callable[[], object]
-    operator: Callable[[], object]
-    torch: Callable[[], object]
-
-
-def kernel_call(function: Callable[..., object], *arguments: object) -> Callable[[], object]:
-    """The binding's call with tensors turned into capsules each time, as the operators do."""
-
-    def call() -> object:
-        return function(
-            *(contiguous_capsule(a) if isinstance(a, torch.Tensor) else a for a in arguments)
-        )
-
-    return call
-
-
-def rmsnorm_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> list[Case]:
-    x, residual, dy = (torch.randn(rows, cols).to(dtype) for _ in range(3))
-    weight = torch.randn(cols).to(dtype)
-    y, h = torch.empty_like(x), torch.empty_like(x)
-    rstd, dweight = torch.empty(rows), torch.empty_like(weight)
-    partial = torch.empty(_core.rmsnorm_bwd_parts(rows, cols), cols)
-    size = rows * cols * x.element_size()
-    leaf, leaf_weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
-
-    def trained(function: Callable[..., torch.Tensor]) -> Callable[[], object]:
-        return lambda: torch.autograd.grad(function(), (leaf, leaf_weight), dy)
-
-    return [
-        Case(
-            f"rmsnorm fwd {label}",
-            2 * size,
-            kernel_call(_core.rmsnorm_fwd, x, None, weight, y, None, rstd, EPS),
-            lambda: rmsnorm(x, weight, EPS),
-            lambda: F.rms_norm(x, (cols,), weight, EPS),
-        ),
-        Case(
-            f"rmsnorm residual fwd {label}",
-            4 * size,
-            kernel_call(_core.rmsnorm_fwd, x, residual, weight, y, h, rstd, EPS),
-            lambda: rmsnorm_residual(x, residual, weight, EPS),
-            lambda: F.rms_norm(x + residual, (cols,), weight, EPS),
-        ),
-        Case(
-            f"rmsnorm bwd / fwd+bwd {label}",
-            3 * size,
-            kernel_call(_core.rmsnorm_bwd, dy, x, weight, rstd, None, y, dweight, partial),
-            trained(lambda: rmsnorm(leaf, leaf_weight, EPS)),
-            trained(lambda: F.rms_norm(leaf, (cols,), leaf_weight, EPS)),
-        ),
-    ]
-
-
-def glu_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> list[Case]:
-    gate, up, dy = (torch.randn(rows, cols).to(dtype) for _ in range(3))
-    y, dgate = torch.empty_like(gate), torch.empty_like(gate)
-    leaves = [t.clone().requires_grad_() for t in (gate, up)]
-    cases: list[Case] = []
-    functions: tuple[tuple[str, str, Callable[..., Any], Callable[..., Any]], ...] = (
-        ("swiglu", "silu", swiglu, F.silu),
-        ("geglu", "gelu", geglu, lambda g: F.gelu(g, approximate="tanh")),
-    )
-    for name, activation, ours, act in functions:
-        cases += [
-            Case(
-                f"{name} fwd {label}",
-                3 * gate.nbytes,
-                kernel_call(_core.glu_fwd, gate, up, y, activation),
-                lambda ours=ours: ours(gate, up),
-                lambda act=act: act(gate) * up,
-            ),
-            Case(
-                f"{name} bwd / fwd+bwd {label}",
-                5 * gate.nbytes,
-                kernel_call(_core.glu_bwd, dy, gate, up, y, dgate, activation),
-                lambda ours=ours: torch.autograd.grad(ours(*leaves), leaves, dy),
-                lambda act=act: torch.autograd.grad(act(leaves[0]) * leaves[1], leaves, dy),
-            ),
-        ]
-    return cases
-
-
-def rope_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> list[Case]:
-    head_dim = 128
-    x = torch.randn(1, rows, cols // head_dim, head_dim).to(dtype)
-    y = torch.empty_like(x)
-    angle = torch.rand(rows, head_dim // 2) * 6.0
-    cos, sin = angle.cos(), angle.sin()
-    wide_cos, wide_sin = (torch.cat((t, t), -1)[None, :, None].to(dtype) for t in (cos, sin))
-
-    def eager() -> object:
-        first, second = x.chunk(2, dim=-1)
-        return x * wide_cos + torch.cat((-second, first), dim=-1) * wide_sin
-
-    return [
-        Case(
-            f"rope {label}",
-            2 * x.nbytes,
-            kernel_call(_core.rope, x, cos, sin, None, y, False, False),
-            lambda: rope(x, cos, sin),
-            eager,
-        ),
-        Case(
-            f"rope interleaved {label}",
-            2 * x.nbytes,
-            kernel_call(_core.rope, x, cos, sin, None, y, True, False),
-            lambda: rope(x, cos, sin, interleaved=True),
-            eager,
-        ),
-    ]
-
-
-def cross_entropy_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> list[Case]:
-    vocabulary = 32768
-    rows = rows * cols // vocabulary
-    logits = torch.randn(rows, vocabulary).to(dtype)
-    labels = torch.randint(0, vocabulary, (rows,))
-    out = torch.empty_like(logits)
-    outputs = [torch.empty(rows) for _ in range(3)]
-    lse, dloss = logits.float().logsumexp(1), torch.ones(rows)
-    leaf = logits.clone().requires_grad_()
-
-    def eager(x: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(x.float(), labels, reduction="none")
-
-    return [
-        Case(
-            f"cross_entropy fwd {label}",
-            logits.nbytes,
-            kernel_call(_core.cross_entropy_fwd, logits, labels, *outputs),
-            lambda: cross_entropy(logits, labels),
-            lambda: eager(logits),
-        ),
-        Case(
-            f"cross_entropy bwd / fwd+bwd {label}",
-            2 * logits.nbytes,
-            kernel_call(_core.cross_entropy_bwd, logits, labels, lse, dloss, out),
-            lambda: torch.autograd.grad(cross_entropy(leaf, labels).sum(), leaf),
-            lambda: torch.autograd.grad(eager(leaf).sum(), leaf),
-        ),
-    ]
-
-
-def adamw_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> list[Case]:
-    count = rows * cols
-    master, exp_avg, exp_avg_sq = torch.randn(count), torch.zeros(count), torch.zeros(count)
-    grad = torch.randn(count).to(dtype)
-    model = None if dtype == torch.float32 else torch.empty(count, dtype=dtype)
-    theirs = torch.nn.Parameter(master.clone())
-    theirs.grad = grad.float()
-    optimizer = torch.optim.AdamW([theirs], lr=1e-3, fused=True)
-    numbers = (1e-3, 0.9, 0.999, 1e-8, 0.01, 1)
-    half = 0 if model is None else model.nbytes
-
-    def fused_and_cast() -> None:
-        optimizer.step()
-        if model is not None:
-            model.copy_(theirs.detach())
-
-    return [
-        Case(
-            f"adamw, {label} gradient and copy" if half else f"adamw {label}",
-            6 * master.nbytes + grad.nbytes + half,
-            kernel_call(_core.adamw, master, grad, exp_avg, exp_avg_sq, model, None, *numbers),
-            lambda: adamw_(
-                master, grad, exp_avg, exp_avg_sq, lr=1e-3, betas=(0.9, 0.999), eps=1e-8,
-                weight_decay=0.01, step=1, model=model,
-            ),
-            fused_and_cast,
-        )
-    ]  # fmt: skip
-
-
-OPERATORS = (rmsnorm_cases, glu_cases, rope_cases, cross_entropy_cases, adamw_cases)
 
 
 def medians(
@@ -233,15 +46,40 @@ def copy_bandwidth(rows: int, cols: int, runs: int, clock: Callable[[], float]) 
     return 2 * a.nbytes / seconds
 
 
+def print_calls(wanted: str) -> None:
+    """Microseconds of a call of operator and of torch's form: the best of 7 means of 1000."""
+    torch.set_num_threads(1)
+    for operator in OPERATORS:
+        for case in operator(4, 64, "fp32", torch.float32):
+            if wanted not in case.name:
+                continue
+            taken = [best_mean(f) * 1e6 for f in (case.operator, case.torch)]
+            print(f"{case.name:34s}{taken[0]:8.1f} us{taken[1]:10.1f} us torch")
+
+
+def best_mean(function: Callable[[], object], calls: int = 1000) -> float:
+    means: list[float] = []
+    for _ in range(7):
+        start = time.perf_counter()
+        for _ in range(calls):
+            function()
+        means.append((time.perf_counter() - start) / calls)
+    return min(means)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rows", type=int, default=16384)
     parser.add_argument("--cols", type=int, default=4096)
     parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--compile", action="store_true", help="also torch.compile of torch's form")
+    parser.add_argument("--calls", action="store_true", help="time of a call, on 4 x 64 elements")
     parser.add_argument("--filter", default="", help="only cases whose name contains this")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.calls:
+        return print_calls(arguments.filter)
     clock = time.process_time if arguments.threads == 1 else time.perf_counter
     rows, cols, runs, threads = (arguments.rows, arguments.cols, arguments.runs, arguments.threads)
     copy = copy_bandwidth(rows, cols, runs, clock)
@@ -253,11 +91,16 @@ def main() -> None:
                 if arguments.filter not in case.name:
                     continue
                 competitors = [case.kernel, case.operator, case.torch]
-                kernel, ours, theirs = medians(competitors, runs, clock)
+                if arguments.compile:
+                    torch.compiler.reset()
+                    competitors.append(torch.compile(case.torch))
+                kernel, ours, theirs, *compiled = medians(competitors, runs, clock)
                 rate = case.moved_bytes / kernel
                 print(
                     f"{case.name:34s}{rate / 1e9:6.1f} GB/s{rate / copy:9.2f}"
                     f"{ours * 1e3:9.1f} ms{theirs * 1e3:9.1f} ms{theirs / ours:7.1f}x"
+                    + "".join(f"{c * 1e3:9.1f} ms compiled{c / ours:7.1f}x" for c in compiled),
+                    flush=True,
                 )
 
 

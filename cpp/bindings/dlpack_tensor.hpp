@@ -62,6 +62,7 @@ class DlpackTensor {
     DlpackTensor(const DlpackTensor&) = delete;
     DlpackTensor& operator=(const DlpackTensor&) = delete;
 
+    // For outputs. Large ones on the CPU are advised to take huge pages.
     const DlpackTensor& writable() const;
     // Of this element type, and aligned to its elements.
     const DlpackTensor& typed(DType dtype) const;

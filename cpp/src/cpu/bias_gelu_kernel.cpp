@@ -10,6 +10,7 @@ namespace {
 template <class T, bool kStream>
 void activate_row(const T* x, const T* bias, T* y, std::int64_t cols) {
     for_each_pair(cols, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
+        prefetch(x + c + kAhead<T>, lanes);
         const auto v = load(x + c, lanes) + load(bias + c, lanes);
         store_as<kStream>(y + c, v * gelu_gate(v).s, lanes);
     });
@@ -31,6 +32,8 @@ template <class T, bool kStream>
 void gradient_row(const T* dy, const T* x, const T* bias, T* dx, float* partial,
                   std::int64_t cols) {
     for_each_pair(cols, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
+        prefetch(x + c + kAhead<T>, lanes);
+        prefetch(dy + c + kAhead<T>, lanes);
         const auto v = load(x + c, lanes) + load(bias + c, lanes);
         const auto d = load(dy + c, lanes) * derivative(v, gelu_gate(v));
         store(partial + c, load(partial + c, lanes) + d, lanes);

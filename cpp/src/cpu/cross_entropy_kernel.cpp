@@ -95,6 +95,7 @@ void gradient_row(const T* x, float lse, float dloss, T* dx, std::int64_t cols) 
     const Vec from = broadcast(lse);
     const Vec scale = broadcast(dloss);
     for_each_pair(cols, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
+        prefetch(x + c + kAhead<T>, lanes);
         store_as<kStream>(dx + c, exponential(load(x + c, lanes) - from) * scale, lanes);
     });
 }

@@ -24,6 +24,8 @@ void fwd_range(const GluFwd& a, std::int64_t begin, std::int64_t end) {
     const T* up = static_cast<const T*>(a.up) + begin;
     T* y = static_cast<T*>(a.y) + begin;
     for_each_pair(end - begin, [&](std::int64_t i, int, auto lanes) FASTLLM_LAMBDA {
+        prefetch(gate + i + kAhead<T>, lanes);
+        prefetch(up + i + kAhead<T>, lanes);
         const auto g = load(gate + i, lanes);
         const auto out = g * gate_of<kActivation>(g).s * load(up + i, lanes);
         store_as<kStream>(y + i, out, lanes);
@@ -38,6 +40,9 @@ void bwd_range(const GluBwd& a, std::int64_t begin, std::int64_t end) {
     T* dgate = static_cast<T*>(a.dgate) + begin;
     T* dup = static_cast<T*>(a.dup) + begin;
     for_each_pair(end - begin, [&](std::int64_t i, int, auto lanes) FASTLLM_LAMBDA {
+        prefetch(dy + i + kAhead<T>, lanes);
+        prefetch(gate + i + kAhead<T>, lanes);
+        prefetch(up + i + kAhead<T>, lanes);
         const auto d = load(dy + i, lanes);
         const auto g = load(gate + i, lanes);
         const auto u = load(up + i, lanes);

@@ -42,12 +42,14 @@ float sum_of_squares_about(const T* x, float mean, std::int64_t cols) {
     return total;
 }
 
+// `next` is the row that is read after this one.
 template <class T, bool kStream, bool kHasBias>
 void normalise_row(const T* h, const T* weight, const T* bias, float mean, float rstd, T* y,
-                   std::int64_t cols) {
+                   const T* next, std::int64_t cols) {
     const Vec middle = broadcast(mean);
     const Vec scale = broadcast(rstd);
     for_each_pair(cols, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
+        prefetch(next + c, lanes);
         const auto n = (load(h + c, lanes) - middle) * scale;
         const auto w = load(weight + c, lanes);
         if constexpr (kHasBias) {
@@ -65,15 +67,16 @@ void fwd_rows(const LayerNormFwd& a, std::int64_t begin, std::int64_t end, bool 
     const float cols = static_cast<float>(a.cols);
     for (std::int64_t row = begin; row < end; ++row) {
         const std::int64_t offset = row * a.cols;
-        const T* h = static_cast<const T*>(a.x) + offset;
+        const T* x = static_cast<const T*>(a.x) + offset;
+        const T* h = x;
         T* y = static_cast<T*>(a.y) + offset;
         float sum;
         if (a.residual != nullptr) {
             T* out = static_cast<T*>(a.residual_out) + offset;
-            sum = add_and_sum(h, static_cast<const T*>(a.residual) + offset, out, a.cols);
+            sum = add_and_sum(x, static_cast<const T*>(a.residual) + offset, out, a.cols);
             h = out;
         } else {
-            sum = sum_of(h, a.cols);
+            sum = sum_of(x, a.cols);
         }
         const float mean = sum / cols;
         const float rstd = 1.0f / square_root(sum_of_squares_about(h, mean, a.cols) / cols + a.eps);
@@ -85,7 +88,7 @@ void fwd_rows(const LayerNormFwd& a, std::int64_t begin, std::int64_t end, bool 
                 ? (bias != nullptr ? &normalise_row<T, true, true> : &normalise_row<T, true, false>)
                 : (bias != nullptr ? &normalise_row<T, false, true>
                                    : &normalise_row<T, false, false>);
-        normalise(h, weight, bias, mean, rstd, y, a.cols);
+        normalise(h, weight, bias, mean, rstd, y, x + a.cols, a.cols);
     }
     if (stream) finish_streaming();
 }
@@ -126,6 +129,8 @@ void input_gradient_row(const T* dy, const T* h, const T* weight, const T* dh, f
     const Vec middle = broadcast(mean);
     const Vec constant = broadcast(-rstd * (dots.g / static_cast<float>(cols)));
     for_each_pair(cols, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
+        prefetch(dy + cols + c, lanes);
+        prefetch(h + cols + c, lanes);
         const auto g = load(dy + c, lanes) * load(weight + c, lanes);
         auto v = multiply_add(load(h + c, lanes) - middle, slope, multiply_add(g, scale, constant));
         if constexpr (kHasDh) v = v + load(dh + c, lanes);

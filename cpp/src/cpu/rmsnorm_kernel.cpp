@@ -6,10 +6,13 @@
 namespace fastllm::cpu::FASTLLM_ISA {
 namespace {
 
+// `next` is the row that is read after this one.
 template <class T, bool kStream>
-void normalise_row(const T* h, const T* weight, float rstd, T* y, std::int64_t cols) {
+void normalise_row(const T* h, const T* weight, float rstd, T* y, const T* next,
+                   std::int64_t cols) {
     const Vec scale = broadcast(rstd);
     for_each_pair(cols, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
+        prefetch(next + c, lanes);
         const auto v = load(h + c, lanes) * scale * load(weight + c, lanes);
         store_as<kStream>(y + c, v, lanes);
     });
@@ -42,23 +45,24 @@ void fwd_rows(const RmsNormFwd& a, std::int64_t begin, std::int64_t end, bool st
     const auto* weight = static_cast<const T*>(a.weight);
     for (std::int64_t row = begin; row < end; ++row) {
         const std::int64_t offset = row * a.cols;
-        const T* h = static_cast<const T*>(a.x) + offset;
+        const T* x = static_cast<const T*>(a.x) + offset;
+        const T* h = x;
         T* y = static_cast<T*>(a.y) + offset;
         float squares;
         if (a.residual != nullptr) {
             T* out = static_cast<T*>(a.residual_out) + offset;
             squares =
-                add_and_sum_squares(h, static_cast<const T*>(a.residual) + offset, out, a.cols);
+                add_and_sum_squares(x, static_cast<const T*>(a.residual) + offset, out, a.cols);
             h = out;
         } else {
-            squares = sum_of_squares(h, a.cols);
+            squares = sum_of_squares(x, a.cols);
         }
         const float rstd = 1.0f / square_root(squares / static_cast<float>(a.cols) + a.eps);
         a.rstd[row] = rstd;
         if (stream && can_stream(y)) {
-            normalise_row<T, true>(h, weight, rstd, y, a.cols);
+            normalise_row<T, true>(h, weight, rstd, y, x + a.cols, a.cols);
         } else {
-            normalise_row<T, false>(h, weight, rstd, y, a.cols);
+            normalise_row<T, false>(h, weight, rstd, y, x + a.cols, a.cols);
         }
     }
     if (stream) finish_streaming();
@@ -85,6 +89,8 @@ void input_gradient_row(const T* dy, const T* h, const T* weight, const T* dh, f
     const Vec scale = broadcast(rstd);
     const Vec pull = broadcast(-rstd * (dot / static_cast<float>(cols)) * rstd);
     for_each_pair(cols, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
+        prefetch(dy + cols + c, lanes);
+        prefetch(h + cols + c, lanes);
         const auto g = load(dy + c, lanes) * load(weight + c, lanes);
         auto v = multiply_add(load(h + c, lanes), pull, g * scale);
         if constexpr (kHasDh) v = v + load(dh + c, lanes);

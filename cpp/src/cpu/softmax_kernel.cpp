@@ -25,6 +25,7 @@ FASTLLM_INLINE std::int64_t causal_places(std::int64_t query, std::int64_t queri
 template <class T>
 struct Scores {
     const T* x;
+    const T* next;  // row
     float scale;
     const std::uint8_t* mask;  // or null
     float slope;               // of ALiBi, or 0
@@ -66,14 +67,16 @@ float make_scores(const Scores<T>& s, float* out, std::int64_t begin, std::int64
     return largest_of(out, count);
 }
 
-// v = exp(v - max); returns the sum.
-float to_exponentials(float* v, float max, std::int64_t count) {
+// v = exp(v - max); returns the sum. `next` are the elements that are read after these.
+template <class T>
+float to_exponentials(float* v, float max, const T* next, std::int64_t count) {
     // With nothing but -inf any finite reference gives exp(v - reference) = 0.
     const float reference = max == no_score() ? 0.0f : max;
     const Vec from = broadcast(reference);
     Sum4 sums;
     const std::int64_t whole = count / kWidth * kWidth;
     for_each_pair(whole, [&](std::int64_t c, int slot, auto lanes) FASTLLM_LAMBDA {
+        prefetch(next + c, lanes);
         const auto e = exponential(load(v + c, lanes) - from);
         store(v + c, e, lanes);
         sums.add(slot, e);
@@ -105,7 +108,7 @@ void softmax_row(const Scores<T>& s, T* y, std::int64_t places) {
     const auto inverse = [](float sum) { return sum == 0.0f ? 0.0f : 1.0f / sum; };
     if (places <= kStretch) {
         const float max = make_scores<T, kPlaces>(s, buffer, 0, places);
-        const float sum = to_exponentials(buffer, max, places);
+        const float sum = to_exponentials(buffer, max, s.next, places);
         return store_scaled<T, kPlaces, kStream>(buffer, inverse(sum), y, places);
     }
     float max = no_score();
@@ -119,12 +122,12 @@ void softmax_row(const Scores<T>& s, T* y, std::int64_t places) {
         const float grown = here > max ? here : max;
         if (grown != max && sum != 0.0f) sum *= scalar_exp(max - grown);
         max = grown;
-        sum += to_exponentials(buffer, max, count);
+        sum += to_exponentials(buffer, max, s.x + begin + count, count);
     }
     for (std::int64_t begin = 0; begin < places; begin += kStretch) {
         const std::int64_t count = length(begin);
         make_scores<T, kPlaces>(s, buffer, begin, count);
-        to_exponentials(buffer, max, count);
+        to_exponentials(buffer, max, s.x + begin + count, count);
         store_scaled<T, kPlaces, kStream>(buffer, inverse(sum), y + begin, count);
     }
 }
@@ -143,7 +146,8 @@ void fwd_rows(const SoftmaxFwd& a, std::int64_t begin, std::int64_t end, bool st
         const std::int64_t head = row / a.queries % a.heads;
         const std::int64_t batch = row / (a.queries * a.heads);
         T* y = static_cast<T*>(a.y) + row * a.cols;
-        Scores<T> s{static_cast<const T*>(a.x) + row * a.cols, a.scale, nullptr, 0.0f, 0.0f};
+        const T* x = static_cast<const T*>(a.x) + row * a.cols;
+        Scores<T> s{x, x + a.cols, a.scale, nullptr, 0.0f, 0.0f};
         if (a.mask != nullptr) {
             s.mask = a.mask + batch * a.mask_batch_stride + head * a.mask_head_stride +
                      query * a.mask_query_stride;
@@ -174,10 +178,15 @@ float dot(const T* x, const T* y, std::int64_t count) {
 }
 
 template <class T, bool kStream>
-void gradient_row(const T* dy, const T* y, float mean, float scale, T* dx, std::int64_t count) {
+void gradient_row(const T* dy, const T* y, float mean, float scale, T* dx, std::int64_t cols,
+                  std::int64_t count) {
+    const T* next_dy = dy + cols;
+    const T* next_y = y + cols;
     const Vec middle = broadcast(mean);
     const Vec by = broadcast(scale);
     for_each_pair(count, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
+        prefetch(next_dy + c, lanes);
+        prefetch(next_y + c, lanes);
         const auto v = (load(dy + c, lanes) - middle) * (load(y + c, lanes) * by);
         store_as<kStream>(dx + c, v, lanes);
     });
@@ -193,7 +202,7 @@ void bwd_rows(const SoftmaxBwd& a, std::int64_t begin, std::int64_t end, bool st
             a.causal ? causal_places(row % a.queries, a.queries, a.cols) : a.cols;
         auto* gradient =
             stream && can_stream(dx) ? &gradient_row<T, true> : &gradient_row<T, false>;
-        gradient(dy, y, dot(dy, y, places), a.scale, dx, places);
+        gradient(dy, y, dot(dy, y, places), a.scale, dx, a.cols, places);
         zero_from(dx, places, a.cols);
     }
     if (stream) finish_streaming();

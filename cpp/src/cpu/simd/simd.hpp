@@ -60,6 +60,24 @@ FASTLLM_INLINE VecPair maximum(VecPair x, VecPair y) {
 }
 FASTLLM_INLINE VecPair reciprocal(VecPair x) { return {reciprocal(x.a), reciprocal(x.b)}; }
 
+// Fetches the lines of a pair of vectors into the cache. Where a line takes a hundred instructions,
+// the processor's window is full before it comes to the next lines, and what should run beside each
+// other, memory and arithmetic, runs one after the other (measured: half as fast). Passes that read
+// memory fetch kAhead elements of the same tensor ahead; where a row is taken in several passes, a
+// later pass, which reads the cache, fetches what the first one needs next. Past the end nothing
+// happens.
+template <class T>
+FASTLLM_INLINE void prefetch(const T* p, PairLanes) {
+    const char* line = reinterpret_cast<const char*>(p);
+    __builtin_prefetch(line);
+    if constexpr (2 * kWidth * sizeof(T) > 64) __builtin_prefetch(line + 64);
+}
+template <class T, class Lanes>
+FASTLLM_INLINE void prefetch(const T*, Lanes) {}
+
+template <class T>
+inline constexpr std::int64_t kAhead = 2048 / static_cast<std::int64_t>(sizeof(T));
+
 // Visits [0, count) in vectors: body(offset, slot, lanes). `slot` runs 0..3 over the body's copies
 // in the unrolled loop, so that four sums can be kept apart; the last vector may be partial.
 template <class Body>

@@ -61,7 +61,9 @@ def clip_grad_norm_(grads: Iterable[torch.Tensor], max_norm: float) -> torch.Ten
     """
     grads = list(grads)
     norm = grad_norm(grads)
-    torch._foreach_mul_(grads, clip_coefficient(norm, max_norm))
+    coefficient = clip_coefficient(norm, max_norm)
+    for grad in grads:
+        grad.mul_(coefficient)
     return norm
 
 
