@@ -187,9 +187,8 @@ __global__ void __launch_bounds__(kLayerNormBwdThreads)
                          const float* __restrict__ rstd_in, const T* __restrict__ dh,
                          T* __restrict__ dx, float* __restrict__ partial, std::int64_t rows,
                          int cols) {
-    // Two sets in turn, so that the barriers of one row suffice.
-    FASTLLM_SHARED(LayerNormSums, even_sums);
-    FASTLLM_SHARED(LayerNormSums, odd_sums);
+    // One set suffices: between a sum and its next use lies the other sum's barrier.
+    FASTLLM_SHARED(LayerNormSums, sums);
     constexpr int kPacks = kLayerNormBwdPacks;
     const std::int64_t part = static_cast<std::int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
     const std::int64_t parts = static_cast<std::int64_t>(gridDim.x) * blockDim.y;
@@ -201,7 +200,6 @@ __global__ void __launch_bounds__(kLayerNormBwdThreads)
     float dweight[kPacks][kWidth] = {};
     float dbias[kPacks][kWidth] = {};
     bool first = true;
-    bool odd = false;
     for (std::int64_t row = part; row < rows; row += parts) {
         const std::int64_t base = row * cols;
         const float mean = mean_in[row];
@@ -228,7 +226,6 @@ __global__ void __launch_bounds__(kLayerNormBwdThreads)
             add_to_partial<kWidth>(weight_sums, of_weight, first, p, packs);
             add_to_partial<kWidth>(bias_sums, of_bias, first, p, packs);
         }
-        LayerNormSums& sums = odd ? odd_sums : even_sums;
         dots.g = row_sum(dots.g, sums.g) / static_cast<float>(cols);
         dots.gn = row_sum(dots.gn, sums.gn) / static_cast<float>(cols);
 #pragma unroll
@@ -247,7 +244,6 @@ __global__ void __launch_bounds__(kLayerNormBwdThreads)
                 dh != nullptr ? dh + base + c : nullptr, dx + base + c, mean, rstd, dots);
         }
         first = false;
-        odd = !odd;
     }
 
 #pragma unroll
