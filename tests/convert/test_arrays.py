@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from fastllm_convert.arrays import Array, SourceFile, concat, from_file, zeros
 from fastllm_convert.dtypes import BY_CODE
-from fastllm_convert.engine import copying
-from fastllm_convert.engine.copying import Output, run_task, tasks
+from fastllm_convert.engine import tasks as cutting
+from fastllm_convert.engine.copying import Output, run_task
 from fastllm_convert.engine.plan import Piece
 from fastllm_convert.engine.sources import Sources
+from fastllm_convert.engine.tasks import tasks
 
 U16 = BY_CODE["U16"]
 
@@ -109,9 +110,9 @@ def test_any_rearrangement_equals_numpys(
 def test_large_tensors_are_cut_into_bounded_tasks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copying, "CHUNK", 1 << 12)
-    monkeypatch.setattr(copying, "KERNEL_CHUNK", 1 << 12)
-    monkeypatch.setattr(copying, "MIN_RUN", 1)
+    monkeypatch.setattr(cutting, "CHUNK", 1 << 12)
+    monkeypatch.setattr(cutting, "RUN_CHUNK", 1 << 12)
+    monkeypatch.setattr(cutting, "MIN_RUN", 1)
     values = np.random.default_rng(0).integers(0, 1 << 16, (300, 70), np.uint16)
     source = tmp_path / "source"
     source.write_bytes(values.tobytes())

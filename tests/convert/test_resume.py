@@ -20,8 +20,8 @@ from fastllm_convert.engine import copying, journal, writer
 # Slows every task down, so that a kill lands between tasks as well as inside one.
 SLOW = """
 import sys, time
-from fastllm_convert.engine import copying, writer
-copying.CHUNK = copying.KERNEL_CHUNK = 64 << 10
+from fastllm_convert.engine import tasks as cutting, writer
+cutting.CHUNK = cutting.RUN_CHUNK = 64 << 10
 real = writer.run_task
 def slow(*args, **kwargs):
     time.sleep(0.004)

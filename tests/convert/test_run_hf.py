@@ -282,13 +282,17 @@ def test_reference_folders(golden: Path, tmp_path: Path, convert: Convert, case:
     source = golden / case / "hf"
     convert("run", source, tmp_path / "dst", "--to", "hf", "--shard-size", "150KB")
     same(load_folder(tmp_path / "dst"), load_folder(source))
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "dst", dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-    )
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
     ids = torch.from_numpy(np.load(golden / case / "input_ids.npy"))
-    with torch.no_grad():
-        logits = model(ids).logits
+    logits = []
+    for folder in (tmp_path / "dst", source):
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+        )
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        with torch.no_grad():
+            logits.append(model(ids).logits)
+    assert torch.equal(*logits)
+    # The stored ones come from another processor: matrix products sum in another order there.
     expected = torch.from_numpy(np.load(golden / case / "logits_hf.npy"))
-    assert torch.equal(logits, expected) or float((logits - expected).abs().max()) < 1e-6
+    assert float((logits[0] - expected).abs().max()) < 1e-4

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fastllm_convert.checkpoint import Checkpoint, name_list
 from fastllm_convert.dtypes import BY_CODE
-from fastllm_convert.engine.checks import first_difference
+from fastllm_convert.engine.equality import first_difference
 from fastllm_convert.engine.sources import Sources
 from fastllm_planner.arch import spec_to_dict
 

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fastllm_convert import __version__
 from fastllm_convert.checkpoint import Checkpoint
-from fastllm_convert.dtypes import cast_target
+from fastllm_convert.dtypes import DType, cast_target
 from fastllm_convert.engine.plan import Plan
 from fastllm_convert.errors import UserError
-from fastllm_convert.formats import (
-    deepspeed,
-    deepspeed_writer,
-    hf,
-    hf_writer,
-    megatron,
-    megatron_deepspeed,
-    megatron_writer,
-    meta,
-    meta_writer,
-    torch_dist,
-    universal,
-)
-from fastllm_convert.formats.megatron_names import DIALECTS, DialectName, QkvLayout
+
+if TYPE_CHECKING:
+    from fastllm_convert.formats.deepspeed import Weights
+    from fastllm_convert.formats.megatron_names import DialectName, QkvLayout
+
+DEFAULT_SHARD_BYTES = 5_000_000_000  # transformers 4's default; 5's is 50 GB
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,7 @@ class SourceOptions:
 
     format: str | None = None
     config: Path | None = None
-    weights: deepspeed.Weights = "model"
+    weights: Weights = "model"
     qkv: QkvLayout | None = None
     vocab_size: int | None = None
     max_seq_len: int | None = None
@@ -46,7 +40,7 @@ class TargetOptions:
 
     format: str
     dtype: str | None = None
-    shard_bytes: int = hf_writer.DEFAULT_SHARD_BYTES
+    shard_bytes: int = DEFAULT_SHARD_BYTES
     tp: int = 1
     pp: int = 1
     vp: int = 1
@@ -55,37 +49,33 @@ class TargetOptions:
     qkv: QkvLayout = "interleaved"
 
 
-Reader = Callable[[Path, SourceOptions], Checkpoint]
-
-READERS: dict[str, tuple[Callable[[Path], bool], Reader]] = {
-    "hf": (hf.recognises, lambda path, _: hf.read(path)),
-    "meta": (
-        meta.recognises,
-        lambda path, o: meta.read(path, max_seq_len=o.max_seq_len, rope_factor=o.rope_factor),
+# Format → how its module is called, in the order in which a folder is tried. A module is imported
+# when its turn comes: reading all of them costs a small conversion a tenth of its time.
+READERS: dict[str, Callable[[Any, Path, SourceOptions], Checkpoint]] = {
+    "hf": lambda hf, path, _: hf.read(path),
+    "meta": lambda meta, path, o: meta.read(
+        path, max_seq_len=o.max_seq_len, rope_factor=o.rope_factor
     ),
-    "universal": (
-        universal.recognises,
-        lambda path, o: universal.read(path, config=o.config, vocab_size=o.vocab_size, qkv=o.qkv),
+    "universal": lambda universal, path, o: universal.read(
+        path, config=o.config, vocab_size=o.vocab_size, qkv=o.qkv
     ),
-    "torch_dist": (
-        torch_dist.recognises,
-        lambda path, o: torch_dist.read(path, config=o.config, vocab_size=o.vocab_size),
+    "torch_dist": lambda torch_dist, path, o: torch_dist.read(
+        path, config=o.config, vocab_size=o.vocab_size
     ),
-    "deepspeed": (
-        deepspeed.recognises,
-        lambda path, o: deepspeed.read(path, weights=o.weights, config=o.config),
+    "deepspeed": lambda deepspeed, path, o: deepspeed.read(
+        path, weights=o.weights, config=o.config
     ),
-    "megatron-deepspeed": (
-        megatron_deepspeed.recognises,
-        lambda path, o: megatron_deepspeed.read(
-            path, weights=o.weights, config=o.config, vocab_size=o.vocab_size, qkv=o.qkv
-        ),
+    "megatron-deepspeed": lambda megatron_deepspeed, path, o: megatron_deepspeed.read(
+        path, weights=o.weights, config=o.config, vocab_size=o.vocab_size, qkv=o.qkv
     ),
-    "megatron": (
-        megatron.recognises,
-        lambda path, o: megatron.read(path, config=o.config, vocab_size=o.vocab_size, qkv=o.qkv),
+    "megatron": lambda megatron, path, o: megatron.read(
+        path, config=o.config, vocab_size=o.vocab_size, qkv=o.qkv
     ),
 }
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"fastllm_convert.formats.{name.replace('-', '_')}")
 
 
 # What stands beside the weights → what the weights are called.
@@ -99,8 +89,8 @@ _INCOMPLETE = {
 
 def detect(path: Path) -> str:
     """The format of a folder. Raises ``UserError`` when it is none, or is missing."""
-    for name, (recognises, _) in READERS.items():
-        if recognises(path):
+    for name in READERS:
+        if _module(name).recognises(path):
             return name
     for mark, weights in _INCOMPLETE.items():
         if (path / mark).is_file():
@@ -119,26 +109,37 @@ def read_source(path: Path, options: SourceOptions) -> Checkpoint:
             if path.exists()
             else f"{path} does not exist"
         )
-    _, read = READERS[options.format or detect(path)]
-    return read(path, options)
+    name = options.format or detect(path)
+    return READERS[name](_module(name), path, options)
 
 
 def make_plan(source: Checkpoint, options: TargetOptions) -> Plan:
     """What ``options`` write from ``source``."""
     dtype = cast_target(options.dtype) if options.dtype is not None else source.rounded
     if options.format == "hf":
+        from fastllm_convert.formats import hf_writer
+
         _refuse_parallel(options)
         return hf_writer.plan(
             source, dtype=dtype, shard_bytes=options.shard_bytes, version=__version__
         )
     if options.format == "meta":
+        from fastllm_convert.formats import meta_writer
+
         if (options.pp, options.vp) != (1, 1):
             raise UserError("Meta's format has no pipeline stages", hint="drop --pp and --vp")
         return meta_writer.plan(source, shards=options.tp, dtype=dtype)
-    parallel = megatron_writer.Parallel(options.tp, options.pp, options.vp, options.vocab_multiple)
+    return _megatron_plan(source, options, dtype)
+
+
+def _megatron_plan(source: Checkpoint, options: TargetOptions, dtype: DType | None) -> Plan:
+    from fastllm_convert.formats import deepspeed_writer, megatron_writer
+    from fastllm_convert.formats.megatron_names import DIALECTS
+
     if options.format == "deepspeed":
         _refuse_parallel(options)
         return deepspeed_writer.plan(source, dtype=dtype)
+    parallel = megatron_writer.Parallel(options.tp, options.pp, options.vp, options.vocab_multiple)
     if options.format == "megatron-deepspeed":
         return deepspeed_writer.plan_pipeline(
             source, parallel=parallel, dtype=dtype, qkv=options.qkv

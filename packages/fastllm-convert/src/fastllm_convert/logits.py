@@ -9,6 +9,7 @@ from typing import Any
 
 from fastllm_convert import __version__
 from fastllm_convert.checkpoint import Checkpoint
+from fastllm_convert.conversion import DEFAULT_SHARD_BYTES
 from fastllm_convert.dtypes import F32
 from fastllm_convert.engine.execute import default_threads, execute
 from fastllm_convert.errors import UserError
@@ -23,7 +24,7 @@ def _forward(checkpoint: Checkpoint, folder: Path) -> Any:
     import transformers
 
     plan = hf_writer.plan(
-        checkpoint, dtype=F32, shard_bytes=hf_writer.DEFAULT_SHARD_BYTES, version=__version__
+        checkpoint, dtype=F32, shard_bytes=DEFAULT_SHARD_BYTES, version=__version__
     )
     execute(plan, folder, threads=default_threads(), check_crc=False, progress=lambda _: None)
     auto: Any = transformers.AutoModelForCausalLM

@@ -1,23 +1,14 @@
-"""Before anything is written: CRCs of the zip members to be read, tensors that must agree."""
+"""CRC-32 of the zip members that a plan reads, checked as their bytes are about to be copied."""
 
 from __future__ import annotations
 
-import os
 import threading
-import zlib
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from fastllm_convert.arrays import Array, SourceFile
-from fastllm_convert.dtypes import DType, numpy_float, raw_numpy
-from fastllm_convert.engine.copying import Window, cast, gather, windows
-from fastllm_convert.engine.plan import Piece
-from fastllm_convert.engine.sources import Sources
+from fastllm_convert.arrays import Array, Box, SourceFile
+from fastllm_convert.engine.sources import MAPPED, Sources
 from fastllm_convert.errors import UserError
 from fastllm_convert.files import crc32
 from fastllm_convert.files.torch_zip import Member
@@ -25,38 +16,49 @@ from fastllm_convert.files.torch_zip import Member
 _PART = 32 << 20
 _SMALL = 64 << 10  # pickles, byteorder, version: checked whether or not a tensor lies there
 
+Job = Callable[[], int]
+
 
 def _part_crc(source: SourceFile, start: int, stop: int, sources: Sources) -> tuple[int, int]:
     opened = sources[source]
-    buffer = bytearray(min(1 << 20, stop - start))
-    view = memoryview(buffer)
     crc, at = 0, start
     for begin, end in opened.data_ranges(start, stop):
         if begin > at:
             crc = crc32.combine(crc, crc32.of_zeros(begin - at), begin - at)
-        while begin < end:
-            count = os.preadv(opened.fd, [view[: min(len(buffer), end - begin)]], begin)
-            if count == 0:
-                raise UserError(f"{source.path} became shorter while it was being read")
-            crc = zlib.crc32(view[:count], crc)
-            begin += count
+        for low in range(begin, end, MAPPED):
+            with opened.mapped(low, min(low + MAPPED, end)) as view:
+                crc = crc32.of(view, crc)
         at = end
     if at < stop:
         crc = crc32.combine(crc, crc32.of_zeros(stop - at), stop - at)
     return crc, stop - start
 
 
-class MemberCheck:
-    """CRC-32 of one zip member, in parts that any thread may compute."""
+class _MemberCheck:
+    """CRC-32 of one zip member, in parts that any thread may compute, each once."""
 
     def __init__(self, file: SourceFile, member: Member, sources: Sources) -> None:
         self.file, self.member, self.sources = file, member, sources
-        starts = range(member.offset, member.offset + member.size, _PART)
-        self._parts: list[tuple[int, int] | None] = [None] * len(starts)
+        count = max(1, -(-member.size // _PART))
+        self._parts: list[tuple[int, int] | None] = [None] * count
+        self._given = [False] * count
         self._lock = threading.Lock()
-        self.jobs = [self._job(i, start) for i, start in enumerate(starts)]
 
-    def _job(self, index: int, start: int) -> Callable[[], int]:
+    def jobs(self, start: int, stop: int) -> Iterator[Job]:
+        """What covers the file's bytes [start, stop) and was not given out before."""
+        first = max(0, start - self.member.offset) // _PART
+        last = min(len(self._parts), -(-(stop - self.member.offset) // _PART))
+        for index in range(first, last):
+            with self._lock:
+                given, self._given[index] = self._given[index], True
+            if not given:
+                yield self._job(index)
+
+    def rest(self) -> Iterator[Job]:
+        return self.jobs(self.member.offset, self.member.offset + self.member.size)
+
+    def _job(self, index: int) -> Job:
+        start = self.member.offset + index * _PART
         stop = min(start + _PART, self.member.offset + self.member.size)
 
         def run() -> int:
@@ -81,73 +83,48 @@ class MemberCheck:
             )
 
 
-def member_checks(
-    checked: Sequence[tuple[SourceFile, Member]], arrays: Iterable[Array], sources: Sources
-) -> list[Callable[[], int]]:
-    """Jobs that check the members which ``arrays`` read, and the pickles and directories' own.
+class MemberChecks:
+    """The members that a plan's arrays read, and the pickles and directories' own.
 
-    A job raises ``UserError`` for a CRC that does not hold. Members that nobody reads (optimizer
-    moments) are left alone.
+    ``before`` an array is copied, its members are checked (their bytes are then in the page cache,
+    however large the model); ``rest`` is what no array needed, or of which it needed only a part.
+    Members that nobody reads (optimizer moments) are left alone.
     """
-    starts: dict[Path, list[int]] = {}
-    for array in arrays:
+
+    def __init__(self, checked: Sequence[tuple[SourceFile, Member]], sources: Sources) -> None:
+        self._members: dict[Path, list[_MemberCheck]] = {}
+        for file, member in checked:
+            check = _MemberCheck(file, member, sources)
+            self._members.setdefault(file.path, []).append(check)
+        for members in self._members.values():
+            members.sort(key=lambda c: c.member.offset)
+        self._starts = {p: [c.member.offset for c in m] for p, m in self._members.items()}
+        self._used: set[int] = set()
+
+    def before(self, array: Array) -> Iterator[Job]:
+        """Jobs that check what ``array`` is made of; each raises ``UserError`` on a mismatch."""
+        if not self._members:
+            return
         for box in array.boxes():
-            if box.file is not None:
-                starts.setdefault(box.file.path, []).append(box.offset)
-    for offsets in starts.values():
-        offsets.sort()
-    jobs: list[Callable[[], int]] = []
-    for file, member in checked:
-        offsets = starts.get(file.path, [])
-        at = bisect_left(offsets, member.offset)
-        used = at < len(offsets) and offsets[at] < member.offset + member.size
-        if used or member.size < _SMALL:
-            jobs += MemberCheck(file, member, sources).jobs
-    return jobs
+            yield from self._covering(box, array.dtype.itemsize)
 
+    def _covering(self, box: Box, itemsize: int) -> Iterator[Job]:
+        if box.file is None:
+            return
+        starts = self._starts.get(box.file.path)
+        if not starts:
+            return
+        reach = sum((n - 1) * step for n, step in zip(box.shape, box.strides, strict=True))
+        stop = box.offset + reach + itemsize
+        members = self._members[box.file.path]
+        for at in range(bisect_right(starts, box.offset) - 1, bisect_left(starts, stop)):
+            if at >= 0 and members[at].member.offset + members[at].member.size > box.offset:
+                self._used.add(id(members[at]))
+                yield from members[at].jobs(box.offset, stop)
 
-def first_difference(
-    a: Array, b: Array, sources: Sources, dtype: DType | None = None
-) -> float | None:
-    """None when equal bit for bit; else the largest absolute difference (inf when types differ)."""
-    if a.shape != b.shape or (dtype is None and a.dtype != b.dtype):
-        return float("inf")
-    largest: float | None = None
-    kind = a.dtype if dtype is None else dtype
-    cuts = (windows(Piece("", 0, x, kind), list(x.boxes()), widest=8) for x in (a, b))
-    for here, there in zip(*cuts, strict=True):
-        left = gather_window(a, here, kind, sources).copy()  # the next gather reuses the buffer
-        right = gather_window(b, there, kind, sources)
-        if np.array_equal(left, right):
-            continue
-        if not kind.floating:
-            return float("inf")
-        x = left.view(numpy_float(kind)).astype(np.float64)
-        y = right.view(numpy_float(kind)).astype(np.float64)
-        gap = np.abs(x - y)
-        worst = float("inf") if np.isnan(gap).any() else float(gap.max())
-        largest = worst if largest is None else max(largest, worst)
-    return largest
-
-
-def gather_window(
-    array: Array, window: Window, target: DType, sources: Sources
-) -> npt.NDArray[Any]:
-    """One window's elements, as unsigned integers of ``target``'s width; zeros materialised."""
-    found = gather(window, array.dtype, sources)
-    if found is None:
-        return np.zeros(window.shape, raw_numpy(target))
-    return found if target == array.dtype else cast(found, array.dtype, target)[0]
-
-
-def check_equal(equal: Sequence[tuple[str, Array, Array]], sources: Sources) -> None:
-    """Tensors that the source holds twice must be the same."""
-    for what, a, b in equal:
-        if list(a.boxes()) == list(b.boxes()):
-            continue
-        gap = first_difference(a, b, sources)
-        if gap is not None:
-            raise UserError(
-                f"{what} differ (by up to {gap:.3g}), although the model says they are one",
-                hint="--untie keeps both" if "tied" in what else "the checkpoint is damaged",
-            )
+    def rest(self) -> Iterator[Job]:
+        """To be run after everything else."""
+        for members in self._members.values():
+            for check in members:
+                if id(check) in self._used or check.member.size < _SMALL:
+                    yield from check.rest()

@@ -15,13 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastllm_convert.engine.checks import check_equal, member_checks
-from fastllm_convert.engine.copying import CHUNK
+from fastllm_convert.engine.checks import MemberChecks
+from fastllm_convert.engine.equality import check_equal
 from fastllm_convert.engine.journal import Journal
+from fastllm_convert.engine.lanes import Progress
 from fastllm_convert.engine.plan import Plan
 from fastllm_convert.engine.publish import publish
 from fastllm_convert.engine.sources import Sources
-from fastllm_convert.engine.writer import Progress, Writer
+from fastllm_convert.engine.tasks import CHUNK
+from fastllm_convert.engine.writer import Writer
 from fastllm_convert.errors import UserError
 
 MAX_THREADS = 8
@@ -55,8 +57,7 @@ def execute(
         _prepare(folder)
         with Journal(folder / ".journal", plan.fingerprint()) as journal, _cleaned(folder):
             writer = Writer(folder, journal, sources, threads, durable=durable)
-            arrays = (piece.array for file in plan.files for piece in file.pieces)
-            checks = member_checks(plan.checked, arrays, sources) if check_crc else []
+            checks = MemberChecks(plan.checked if check_crc else (), sources)
             writer.run(plan, pool, progress, checks)
             journal.remove()
             publish(folder, target, replace=replace, durable=durable)

@@ -6,18 +6,22 @@ import errno
 import mmap
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any
 
 from fastllm_convert.arrays import SourceFile
 from fastllm_convert.errors import UserError
 
+MAPPED = 4 << 20
+# Page tables of what was touched are kept until a mapping goes: 2 MB for every GB.
+_WHOLE_LIMIT = 4 << 30
+_POPULATE_READ = 22  # MADV_POPULATE_READ (linux 5.14): map all pages in one call
+
 
 class OpenSource:
-    """``fd`` for the kernel to copy from, ``bytes`` (mapped on first use) for strided reads."""
+    """``mapped`` for contiguous ranges, ``whole`` for strided reads."""
 
     def __init__(self, file: SourceFile) -> None:
         try:
@@ -32,16 +36,48 @@ class OpenSource:
         self.size = file.size
         self.sparse = stat.st_blocks * 512 < stat.st_size
         self._lock = threading.Lock()
-        self._bytes: npt.NDArray[np.uint8] | None = None
-        self._map: mmap.mmap | None = None
+        self._whole: mmap.mmap | None = None
+        self._used = 0
 
-    @property
-    def bytes(self) -> npt.NDArray[np.uint8]:
+    @contextmanager
+    def mapped(self, start: int, stop: int) -> Generator[memoryview]:
+        """Bytes [start, stop) as a view, for the time of the ``with``."""
+        base = start - start % mmap.ALLOCATIONGRANULARITY
+        try:
+            mapping = mmap.mmap(self.fd, stop - base, access=mmap.ACCESS_READ, offset=base)
+        except (ValueError, OSError):  # mmap's words for a file that became shorter
+            raise self._changed() from None
+        with mapping:
+            try:
+                mapping.madvise(_POPULATE_READ)
+            except OSError as error:
+                if error.errno == errno.EFAULT:
+                    raise self._changed() from None
+                if error.errno != errno.EINVAL:  # an older kernel maps pages as they are touched
+                    raise
+            with memoryview(mapping) as all_bytes, all_bytes[start - base :] as view:
+                try:
+                    yield view
+                except OSError as error:
+                    if error.errno == errno.EFAULT:
+                        raise self._changed() from None
+                    raise
+
+    def _changed(self) -> UserError:
+        return UserError(f"{self.path} became shorter while it was being read")
+
+    def whole(self, nbytes: int) -> Any:
+        """A mapping of the whole file, of which the caller is going to read ``nbytes``.
+
+        Replaced from time to time (the old one goes with its last view), so that page tables do not
+        grow with the model.
+        """
         with self._lock:
-            if self._bytes is None:
-                self._map = mmap.mmap(self.fd, 0, access=mmap.ACCESS_READ)
-                self._bytes = np.frombuffer(self._map, np.uint8)
-            return self._bytes
+            self._used += nbytes
+            if self._whole is None or self._used > _WHOLE_LIMIT:
+                self._whole = mmap.mmap(self.fd, 0, access=mmap.ACCESS_READ)
+                self._used = nbytes
+            return self._whole
 
     def data_ranges(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """The parts of [start, stop) that are not holes of a sparse file."""
@@ -65,17 +101,9 @@ class OpenSource:
     def has_data(self, start: int, stop: int) -> bool:
         return next(self.data_ranges(start, stop), None) is not None
 
-    def release(self) -> None:
-        """Drop mapped pages: they stay in the page cache but leave our resident set."""
-        if self._map is not None:
-            self._map.madvise(mmap.MADV_DONTNEED)
-
     def close(self) -> None:
         os.close(self.fd)
-        self._bytes = None
-        if self._map is not None:
-            self._map.close()
-            self._map = None
+        self._whole = None
 
 
 class Sources:

@@ -1,34 +1,39 @@
-"""Fills the files of a plan: every piece a few bounded tasks, all files in one stream of work."""
+"""Fills the files of a plan: every piece a few bounded tasks, a lane of work for every file."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from fastllm_convert.engine import writeback
-from fastllm_convert.engine.copying import Done, Output, Task, run_task, tasks, write_all
+from fastllm_convert.engine import linux_calls
+from fastllm_convert.engine.checks import MemberChecks
+from fastllm_convert.engine.copying import Done, Output, run_task, write_all
 from fastllm_convert.engine.journal import Journal
+from fastllm_convert.engine.lanes import Job, Progress, run_lanes
 from fastllm_convert.engine.plan import OutputFile, Piece, Plan
 from fastllm_convert.engine.sources import Sources
+from fastllm_convert.engine.tasks import Task, tasks
 from fastllm_convert.files import crc32
-
-Progress = Callable[[int], None]
 
 
 class _OpenFile:
     """One output file while it is being filled."""
 
-    def __init__(self, index: int, file: OutputFile, path: Path, done: dict[int, int]) -> None:
+    def __init__(
+        self, index: int, file: OutputFile, path: Path, done: dict[int, int], *, reserve: bool
+    ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.index, self.file = index, file
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         if not done:
             os.ftruncate(self.fd, 0)  # what an interrupted run left is not trusted without a record
         os.ftruncate(self.fd, file.size)
+        if reserve:
+            linux_calls.reserve(self.fd, file.size)
         self.output = Output(self.fd)
         self.crcs = dict(done)
         self.left = len(file.pieces) - len(done)
@@ -59,47 +64,53 @@ class Writer:
         self._syncs: list[Future[None]] = []
 
     def run(
-        self,
-        plan: Plan,
-        pool: ThreadPoolExecutor,
-        progress: Progress,
-        checks: Sequence[Callable[[], int]] = (),
+        self, plan: Plan, pool: ThreadPoolExecutor, progress: Progress, checks: MemberChecks
     ) -> None:
-        """Returns when every file is complete and durable, and every check has passed.
-
-        ``checks`` (CRCs of the sources) run between the copies: one thread reads while another
-        writes.
-        """
+        """Returns when every file is complete (and durable), and every check has passed."""
+        # Holes of a sparse source stay holes: then nothing is reserved.
+        reserve = not any(self.sources[s].sparse for s in plan.sources)
+        lanes = (
+            self._lane(index, file, progress, checks, reserve=reserve)
+            for index, file in enumerate(plan.files)
+        )
         try:
-            jobs = _interleaved(self._jobs(plan, progress), iter(checks))
-            run_bounded(pool, jobs, self.threads, progress)
+            run_lanes(lanes, checks.rest(), pool, self.threads, progress)
             for future in self._syncs:
                 future.result()
         finally:
             self._sync.shutdown(cancel_futures=True)
 
-    def _jobs(self, plan: Plan, progress: Progress) -> Iterator[Callable[[], int]]:
-        for index, file in enumerate(plan.files):
-            done = self.journal.done(index)
-            opened = _OpenFile(index, file, self.folder / file.path, done)
-            if not opened.left:
-                self._submit(partial(opened.close, durable=self.durable))
-            for number, piece in enumerate(file.pieces):
-                if number in done:
-                    progress(piece.nbytes)
-                    continue
-                cut = tasks(piece)
-                opened.parts[number] = [None] * len(cut)
-                if not cut:
-                    self._piece_done(opened, number, 0)
-                for part, task in enumerate(cut):
-                    yield _job(self, opened, number, part, task, piece)
+    def _lane(
+        self,
+        index: int,
+        file: OutputFile,
+        progress: Progress,
+        checks: MemberChecks,
+        *,
+        reserve: bool,
+    ) -> Iterator[Job]:
+        done = self.journal.done(index)
+        opened = _OpenFile(index, file, self.folder / file.path, done, reserve=reserve)
+        if not opened.left:
+            self._submit(partial(opened.close, durable=self.durable))
+        for number, piece in enumerate(file.pieces):
+            if number in done:
+                progress(piece.nbytes)
+                continue
+            yield from checks.before(piece.array)
+            cut = tasks(piece)
+            opened.parts[number] = [None] * len(cut)
+            if not cut:
+                self._piece_done(opened, number, 0)
+            for part, task in enumerate(cut):
+                yield partial(self.work, opened, number, part, task, piece)
 
     def work(self, opened: _OpenFile, number: int, part: int, task: Task, piece: Piece) -> int:
         """One task, and the bookkeeping when it was the last of its piece or file."""
         want_crc = opened.file.finish is not None
         done = run_task(task, piece, self.sources, opened.output, want_crc=want_crc)
-        writeback.start(opened.fd, task.offset, task.nbytes)
+        if self.durable:
+            linux_calls.start_writing(opened.fd, task.offset, task.nbytes)
         with self._lock:
             self.overflowed += done.overflowed
             self._note(opened, number, part, done, task.nbytes)
@@ -126,42 +137,3 @@ class Writer:
 
     def _submit(self, job: Callable[[], None]) -> None:
         self._syncs.append(self._sync.submit(job))
-
-
-def _job(
-    writer: Writer, opened: _OpenFile, number: int, part: int, task: Task, piece: Piece
-) -> Callable[[], int]:
-    return lambda: writer.work(opened, number, part, task, piece)
-
-
-def _interleaved(
-    first: Iterator[Callable[[], int]], second: Iterator[Callable[[], int]]
-) -> Iterator[Callable[[], int]]:
-    """One of each in turn, then what is left of either."""
-    for job in first:
-        yield job
-        other = next(second, None)
-        if other is not None:
-            yield other
-    yield from second
-
-
-def run_bounded(
-    pool: ThreadPoolExecutor, jobs: Iterator[Callable[[], int]], threads: int, progress: Progress
-) -> None:
-    """Run jobs with at most a few waiting, so that memory does not grow with their number."""
-    waiting: set[Future[int]] = set()
-    try:
-        for job in jobs:
-            waiting.add(pool.submit(job))
-            if len(waiting) > 2 * threads:
-                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    progress(future.result())
-        for future in waiting:
-            progress(future.result())
-    except BaseException:
-        for future in waiting:
-            future.cancel()
-        wait(waiting)
-        raise

@@ -1,4 +1,4 @@
-"""CRC-32 of pieces computed apart: ``combine`` and runs of zeros.
+"""CRC-32: of bytes, of runs of zeros, and of two pieces computed apart (``combine``).
 
 A CRC is a remainder modulo the polynomial P over GF(2), so appending n bytes multiplies it by
 x^(8n) mod P. Bits are reflected as in zlib.
@@ -8,6 +8,19 @@ Method: Mark Adler's crc32_combine (zlib 1.2.12, crc32.c).
 from __future__ import annotations
 
 from functools import lru_cache
+
+# Intel's ISA-L folds 64 bytes at a time (many GB/s where zlib's tables give one to five). It has no
+# wheels for every machine: there zlib does.
+try:
+    from isal.isal_zlib import crc32 as _crc32
+except ImportError:
+    from zlib import crc32 as _crc32
+
+
+def of(data: bytes | bytearray | memoryview, start: int = 0) -> int:
+    """CRC-32 of ``data``, continuing from ``start``."""
+    return _crc32(data, start)
+
 
 _POLY = 0xEDB88320
 _ONE = 1 << 31  # x^0, reflected

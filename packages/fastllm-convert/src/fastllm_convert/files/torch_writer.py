@@ -7,12 +7,12 @@ correct CRC-32 and zip64 fields beyond 4 GB. Zip layout: PKWARE APPNOTE 4.3.
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastllm_convert.engine.plan import OutputFile, Piece
+from fastllm_convert.files import crc32
 from fastllm_convert.files.torch_pickle_writer import dumps
 
 _ALIGNMENT = 64
@@ -117,7 +117,7 @@ def torch_file(path: str, value: Any) -> OutputFile:
 
     def finish(crcs: Sequence[int]) -> list[tuple[int, bytes]]:
         given = iter(crcs)
-        all_crcs = [next(given) if s.content is None else zlib.crc32(s.content) for s in slots]
+        all_crcs = [next(given) if s.content is None else crc32.of(s.content) for s in slots]
         headers = [(s.header, s.local_header(c)) for s, c in zip(slots, all_crcs, strict=True)]
         return [*headers, (end, _directory(slots, all_crcs, end))]
 

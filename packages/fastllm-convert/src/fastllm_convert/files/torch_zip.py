@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple, cast
 from fastllm_convert.arrays import Array, SourceFile, contiguous_strides, from_file
 from fastllm_convert.dtypes import BY_STORAGE, DType
 from fastllm_convert.errors import UserError
-from fastllm_convert.files import torch_pickle
+from fastllm_convert.files import crc32, torch_pickle
 from fastllm_convert.files.torch_globals import Call, Rebuild
 
 MAX_DIRECTORY_BYTES = 64 << 20
@@ -325,7 +324,7 @@ def check_crc(path: Path, members: dict[str, Member]) -> None:
                 chunk = file.read(min(left, 8 << 20))
                 if not chunk:
                     raise UserError(f"{path} is cut short")
-                crc = zlib.crc32(chunk, crc)
+                crc = crc32.of(chunk, crc)
                 left -= len(chunk)
             if crc != member.crc:
                 raise UserError(

@@ -16,8 +16,6 @@ from fastllm_convert.formats.hf_names import name_table
 from fastllm_convert.formats.model_card import model_card
 from fastllm_convert.layouts import to_format
 
-DEFAULT_SHARD_BYTES = 5_000_000_000  # transformers 4's default; 5's is 50 GB
-
 
 def plan(source: Checkpoint, *, dtype: DType | None, shard_bytes: int, version: str) -> Plan:
     """Everything that ``--to hf`` writes. ``dtype`` None keeps each tensor's own."""

