@@ -147,7 +147,7 @@ def fresh(path: Path) -> Path:
 def bench(name: str, scratch: Path, repeats: int) -> dict:
     made, options = ROUTES[name]
     source, out = scratch / made, scratch / "out"
-    runs: dict[str, list[tuple[float, float, int]]] = {"cp": [], "convert": [], "no_fsync": []}
+    runs: dict[str, list[tuple[float, float, int]]] = {"cp": [], "convert": [], "fsync": []}
     subprocess.run([*CLI, "run", source, fresh(out), *options], check=True, capture_output=True)
     reference = scratch / "reference"
     fresh(reference)
@@ -163,16 +163,17 @@ def bench(name: str, scratch: Path, repeats: int) -> dict:
         runs["convert"].append(timed(command))
         warm(source)
         fresh(out)
-        runs["no_fsync"].append(timed([*command, "--no-fsync"]))
+        runs["fsync"].append(timed([*command, "--fsync"]))
     found: dict = {"route": name, "gigabytes": round(size / 1e9, 3)}
     for kind, rows in runs.items():
         for label, index in (("s", 0), ("s_synced", 1)):
             values = [row[index] for row in rows]
             found[f"{kind}_{label}"] = round(statistics.median(values), 2)
             found[f"{kind}_{label}_min"] = round(min(values), 2)
-    found["ratio_synced"] = round(found["convert_s_synced"] / found["cp_s_synced"], 2)
-    found["ratio_no_fsync"] = round(found["no_fsync_s"] / found["cp_s"], 2)
-    found["ratio_no_fsync_least"] = round(found["no_fsync_s_min"] / found["cp_s_min"], 2)
+    # Like with like: neither waits for the disk; both do.
+    found["ratio"] = round(found["convert_s"] / found["cp_s"], 2)
+    found["ratio_least"] = round(found["convert_s_min"] / found["cp_s_min"], 2)
+    found["ratio_on_disk"] = round(found["fsync_s_synced"] / found["cp_s_synced"], 2)
     found["anon_mb"] = round(max(row[2] for row in runs["convert"]) / 1e6)
     shutil.rmtree(reference)
     return found
@@ -231,7 +232,7 @@ def bench_zero(stage: int, scratch: Path, repeats: int) -> dict:
         "c(sys.argv[1], sys.argv[2], safe_serialization=True)"
     )
     theirs = [sys.executable, "-c", code, str(source), str(out)]
-    commands = {"zero_to_fp32": theirs, "convert": ours, "convert_no_fsync": [*ours, "--no-fsync"]}
+    commands = {"zero_to_fp32": theirs, "convert": ours, "convert_fsync": [*ours, "--fsync"]}
     rows: dict[str, list[tuple[float, float, int]]] = {kind: [] for kind in commands}
     for _ in range(repeats):
         for kind, command in commands.items():
@@ -242,7 +243,7 @@ def bench_zero(stage: int, scratch: Path, repeats: int) -> dict:
     for kind, runs in rows.items():
         found[f"{kind}_s"] = round(statistics.median(r[0] for r in runs), 2)
         found[f"{kind}_anon_mb"] = round(max(r[2] for r in runs) / 1e6)
-    for kind in ("convert", "convert_no_fsync"):
+    for kind in ("convert", "convert_fsync"):
         found[f"{kind}_speedup"] = round(found["zero_to_fp32_s"] / found[f"{kind}_s"], 2)
     fresh(out)
     return found

@@ -15,7 +15,7 @@ import pytest
 import torch
 from sample_checkpoints import Convert, random_tensors, tiny_spec, write_hf
 
-from fastllm_convert.engine import copying, journal, writer
+from fastllm_convert.engine import journal, linux_calls, writer
 
 # Slows every task down, so that a kill lands between tasks as well as inside one.
 SLOW = """
@@ -136,8 +136,9 @@ def test_what_was_left_counts_only_for_the_same_work(
     assert everything(tmp_path / "out") == everything(tmp_path / "clean")
 
 
+@pytest.mark.parametrize("moment", ["reserve", "copy_file_range", "pwrite"])
 def test_a_full_disk_leaves_nothing(
-    tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     spec = tiny_spec()
     source = write_hf(tmp_path / "src", spec, random_tensors(spec))
@@ -145,7 +146,7 @@ def test_a_full_disk_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(copying, "write_all", full)
+    monkeypatch.setattr(linux_calls if moment == "reserve" else os, moment, full)
     assert "disk is full" in refused("run", source, tmp_path / "out", "--to", "hf")
     assert {p.name for p in tmp_path.iterdir()} == {"src"}
 

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 
 import click
 
 from fastllm_convert import __version__
-from fastllm_convert.commands.aliases import (
-    deepspeed_to_hf,
-    deepspeed_to_megatron,
-    hf_to_megatron,
-    meta_to_hf,
-)
-from fastllm_convert.commands.inspect import inspect
-from fastllm_convert.commands.plan import plan
-from fastllm_convert.commands.run import run
-from fastllm_convert.commands.verify import verify
 from fastllm_convert.errors import UserError
 
 _HELP = """Convert model checkpoints: Hugging Face, Meta, Megatron-LM, DeepSpeed.
@@ -33,16 +23,37 @@ The source's format and family are detected. Nothing in a checkpoint is ever exe
 """
 
 
-@click.group(help=_HELP)
+# Command → where it is; a command is imported when it is asked for (or listed).
+_COMMANDS = {
+    "run": "run",
+    "plan": "plan",
+    "inspect": "inspect",
+    "verify": "verify",
+    "meta-to-hf": "aliases",
+    "hf-to-megatron": "aliases",
+    "deepspeed-to-megatron": "aliases",
+    "deepspeed-to-hf": "aliases",
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = _COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        found = importlib.import_module(f"fastllm_convert.commands.{module}")
+        command: click.Command = getattr(found, cmd_name.replace("-", "_"))
+        return command
+
+
+@click.group(cls=_Commands, help=_HELP)
 @click.option("--debug", is_flag=True, envvar="FASTLLM_DEBUG", help="Show tracebacks.")
 @click.version_option(__version__, prog_name="fastllm-convert")
 def cli(debug: bool) -> None:
     del debug  # main() looks at the command line itself: errors may come before parsing
-
-
-_ALIASES = (meta_to_hf, hf_to_megatron, deepspeed_to_megatron, deepspeed_to_hf)
-for _command in (run, plan, inspect, verify, *_ALIASES):
-    cli.add_command(_command)
 
 
 def _wants_traceback(args: Sequence[str]) -> bool:
@@ -55,6 +66,8 @@ def _fail(message: str, hint: str, *, trace: bool) -> int:
     if hint:
         print(f"hint: {' '.join(hint.split())}", file=sys.stderr)
     if trace:
+        import traceback
+
         traceback.print_exc()
     return 2
 

@@ -54,20 +54,31 @@ class Array:
     Boxes are computed on demand and not kept: a plan of thousands of tensors stays small.
     """
 
-    __slots__ = ("_boxes", "dtype", "shape")
+    __slots__ = ("_boxes", "_unmerged", "dtype", "shape")
 
     def __init__(
-        self, shape: Sequence[int], dtype: DType, boxes: Callable[[], Iterator[Box]]
+        self,
+        shape: Sequence[int],
+        dtype: DType,
+        boxes: Callable[[], Iterator[Box]],
+        unmerged: Array | None = None,
     ) -> None:
         self.shape = tuple(shape)
         self.dtype = dtype
         self._boxes = boxes
+        self._unmerged = unmerged
 
     def __repr__(self) -> str:
         return f"Array({list(self.shape)}, {self.dtype.code})"
 
     def boxes(self) -> Iterator[Box]:
         return self._boxes()
+
+    @property
+    def compact(self) -> Array:
+        """The same elements in the same order, before axes were merged: another shape, and often
+        one strided box where this has one for every row."""
+        return self if self._unmerged is None else self._unmerged
 
     @property
     def numel(self) -> int:
@@ -92,7 +103,17 @@ class Array:
                 if low < high:
                     yield _cut(box, axis, low, high, shift=-start)
 
-        return Array(shape, self.dtype, boxes)
+        return Array(shape, self.dtype, boxes, self._slice_unmerged(axis, start, stop))
+
+    def _slice_unmerged(self, axis: int, start: int, stop: int) -> Array | None:
+        """``slice`` of the unmerged form, where it cuts between elements of its first axis."""
+        inner = self._unmerged
+        if inner is None or axis != 0 or not inner.shape[0] or self.shape[0] % inner.shape[0]:
+            return None
+        rows = self.shape[0] // inner.shape[0]
+        if start % rows or stop % rows:
+            return None
+        return inner.slice(0, start // rows, stop // rows)
 
     def transpose(self, *axes: int) -> Array:
         """numpy's ``transpose``: axis i of the result is axis ``axes[i]`` of this."""
@@ -133,7 +154,7 @@ class Array:
             for box in self._boxes():
                 yield from _merge(box, axis, inner)
 
-        return Array(shape, self.dtype, boxes)
+        return Array(shape, self.dtype, boxes, self.compact)
 
     def reshape(self, *shape: int) -> Array:
         """C-order reshape: merge to one axis, split again (no-op when the shape is the same)."""

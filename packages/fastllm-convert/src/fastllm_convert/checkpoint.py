@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastllm_convert.arrays import Array, SourceFile
 from fastllm_convert.dtypes import DType
 from fastllm_convert.errors import UserError
-from fastllm_convert.files.torch_zip import Member, TorchFile
 from fastllm_convert.layouts import Row, to_canonical
 from fastllm_planner.arch import ArchError, ArchSpec, ParamSpec, iter_params
+
+if TYPE_CHECKING:
+    from fastllm_convert.files.torch_zip import Member, TorchFile
 
 T = TypeVar("T")
 

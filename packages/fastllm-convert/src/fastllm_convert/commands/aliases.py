@@ -31,7 +31,7 @@ _DEFAULTS: dict[str, Any] = {
     "megatron_layout": "legacy",
     "force": False,
     "no_crc": False,
-    "no_fsync": False,
+    "fsync": False,
     "threads": None,
 }
 

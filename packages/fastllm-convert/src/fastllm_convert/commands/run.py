@@ -28,7 +28,7 @@ from fastllm_convert.commands.options import (
 @source_options
 @click.option("--force", is_flag=True, help="Replace DST when it is a converted checkpoint.")
 @click.option("--no-crc", is_flag=True, help="Do not check the CRC-32 of torch files.")
-@click.option("--no-fsync", is_flag=True, help="Do not wait for the disk (a crash may lose DST).")
+@click.option("--fsync", is_flag=True, help="Wait until the disk has DST (power may fail then).")
 @click.option("--threads", type=click.IntRange(1, 64), help="Copying threads [cores, at most 8].")
 @json_option
 def run(src: Path, dst: Path, **given: Any) -> None:
@@ -49,7 +49,7 @@ def convert(
     *,
     force: bool,
     no_crc: bool,
-    no_fsync: bool,
+    fsync: bool,
     threads: int | None,
     as_json: bool,
     **given: Any,
@@ -75,7 +75,7 @@ def convert(
             check_crc=not no_crc,
             progress=advance,
             replace=force,
-            durable=not no_fsync,
+            durable=fsync,
         )
     finally:
         close()

@@ -6,12 +6,15 @@ import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastllm_convert.arrays import Array, Box, SourceFile
-from fastllm_convert.engine.sources import MAPPED, Sources
+from fastllm_convert.engine.sources import Sources
 from fastllm_convert.errors import UserError
 from fastllm_convert.files import crc32
-from fastllm_convert.files.torch_zip import Member
+
+if TYPE_CHECKING:
+    from fastllm_convert.files.torch_zip import Member
 
 _PART = 32 << 20
 _SMALL = 64 << 10  # pickles, byteorder, version: checked whether or not a tensor lies there
@@ -25,9 +28,8 @@ def _part_crc(source: SourceFile, start: int, stop: int, sources: Sources) -> tu
     for begin, end in opened.data_ranges(start, stop):
         if begin > at:
             crc = crc32.combine(crc, crc32.of_zeros(begin - at), begin - at)
-        for low in range(begin, end, MAPPED):
-            with opened.mapped(low, min(low + MAPPED, end)) as view:
-                crc = crc32.of(view, crc)
+        with opened.mapped(begin, end) as view:
+            crc = crc32.of(view, crc)
         at = end
     if at < stop:
         crc = crc32.combine(crc, crc32.of_zeros(stop - at), stop - at)
@@ -105,7 +107,7 @@ class MemberChecks:
         """Jobs that check what ``array`` is made of; each raises ``UserError`` on a mismatch."""
         if not self._members:
             return
-        for box in array.boxes():
+        for box in array.compact.boxes():
             yield from self._covering(box, array.dtype.itemsize)
 
     def _covering(self, box: Box, itemsize: int) -> Iterator[Job]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from fastllm_convert.arrays import Array
 from fastllm_convert.dtypes import DType
-from fastllm_convert.engine.plan import Piece
 from fastllm_convert.engine.sources import Sources
 from fastllm_convert.engine.tasks import Window, flat_runs, windows
 from fastllm_convert.errors import UserError
@@ -40,7 +39,7 @@ def _same_runs(a: Array, b: Array, sources: Sources) -> bool:
     """True when both are one run of a file with the same bytes; False also when they are not."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    x, y = flat_runs(a, list(a.boxes())), flat_runs(b, list(b.boxes()))
+    x, y = flat_runs(a), flat_runs(b)
     if x is None or y is None or len(x) != 1 or len(y) != 1:
         return False
     (left,), (right,) = x, y
@@ -66,7 +65,7 @@ def first_difference(
         return float("inf")
     largest: float | None = None
     kind = a.dtype if dtype is None else dtype
-    cuts = (windows(Piece("", 0, x, kind), list(x.boxes()), widest=8) for x in (a, b))
+    cuts = (windows(x, kind, widest=8) for x in (a, b))
     for here, there in zip(*cuts, strict=True):
         left = _gathered(a, here, kind, sources).copy()  # the next gather reuses the buffer
         right = _gathered(b, there, kind, sources)

@@ -6,10 +6,13 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastllm_convert.arrays import Array, SourceFile
 from fastllm_convert.dtypes import DType
-from fastllm_convert.files.torch_zip import Member
+
+if TYPE_CHECKING:
+    from fastllm_convert.files.torch_zip import Member
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ def sources_of(arrays: Sequence[Array]) -> list[SourceFile]:
     """The files some arrays point into."""
     found: dict[Path, SourceFile] = {}
     for array in arrays:
-        for box in array.boxes():
+        for box in array.compact.boxes():
             if box.file is not None:
                 found[box.file.path] = box.file
     return list(found.values())

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from fastllm_convert.arrays import SourceFile
+from fastllm_convert.engine import linux_calls
 from fastllm_convert.errors import UserError
 
-MAPPED = 4 << 20
 # Page tables of what was touched are kept until a mapping goes: 2 MB for every GB.
 _WHOLE_LIMIT = 4 << 30
-_POPULATE_READ = 22  # MADV_POPULATE_READ (linux 5.14): map all pages in one call
 
 
 class OpenSource:
@@ -42,26 +41,15 @@ class OpenSource:
     @contextmanager
     def mapped(self, start: int, stop: int) -> Generator[memoryview]:
         """Bytes [start, stop) as a view, for the time of the ``with``."""
-        base = start - start % mmap.ALLOCATIONGRANULARITY
+        if os.fstat(self.fd).st_size < stop:
+            raise self._changed()
         try:
-            mapping = mmap.mmap(self.fd, stop - base, access=mmap.ACCESS_READ, offset=base)
-        except (ValueError, OSError):  # mmap's words for a file that became shorter
-            raise self._changed() from None
-        with mapping:
-            try:
-                mapping.madvise(_POPULATE_READ)
-            except OSError as error:
-                if error.errno == errno.EFAULT:
-                    raise self._changed() from None
-                if error.errno != errno.EINVAL:  # an older kernel maps pages as they are touched
-                    raise
-            with memoryview(mapping) as all_bytes, all_bytes[start - base :] as view:
-                try:
-                    yield view
-                except OSError as error:
-                    if error.errno == errno.EFAULT:
-                        raise self._changed() from None
-                    raise
+            with linux_calls.mapped(self.fd, start, stop) as view:
+                yield view
+        except OSError as error:
+            if error.errno == errno.EFAULT:  # the kernel read past the end of the file
+                raise self._changed() from None
+            raise
 
     def _changed(self) -> UserError:
         return UserError(f"{self.path} became shorter while it was being read")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from fastllm_convert.arrays import Array, Box, SourceFile, contiguous_strides
+from fastllm_convert.dtypes import DType
 from fastllm_convert.engine.plan import Piece
 
 # Two megabytes of gathered elements (and as many of cast ones) stay in a processor's own cache.
@@ -19,6 +20,7 @@ RUN_CHUNK = 64 << 20
 # Below this mean run length a gather (one memcpy per run, few writes) beats a system call per run:
 # 64 KB at 3 GB/s is 20 us, about ten times what the call costs.
 MIN_RUN = 64 << 10
+FEW = 4  # norms and biases: so few calls that loading numpy would cost more
 
 
 class Run(NamedTuple):
@@ -45,20 +47,21 @@ Task = Run | Window
 
 def tasks(piece: Piece) -> list[Task]:
     """The work of one piece, in the order of its bytes."""
-    boxes = list(piece.array.boxes())
     if piece.dtype == piece.array.dtype:
-        runs = flat_runs(piece.array, boxes)
-        if runs is not None and sum(r.nbytes for r in runs) >= MIN_RUN * len(runs):
+        runs = flat_runs(piece.array)
+        if runs is not None and (
+            len(runs) <= FEW or sum(r.nbytes for r in runs) >= MIN_RUN * len(runs)
+        ):
             return [cut for run in runs for cut in _cut(run, piece.offset)]
-    return list(windows(piece, boxes))
+    return list(windows(piece.array.compact, piece.dtype, piece.offset))
 
 
-def flat_runs(array: Array, boxes: Sequence[Box]) -> list[Run] | None:
+def flat_runs(array: Array) -> list[Run] | None:
     """The boxes as contiguous runs, neighbours joined; None when some box is strided."""
     item = array.dtype.itemsize
     steps = contiguous_strides(array.shape, item)
     found: list[Run] = []
-    for box in boxes:
+    for box in array.boxes():
         if not _is_flat(box, array.shape, item):
             return None
         offset = sum(s * step for s, step in zip(box.start, steps, strict=True))
@@ -100,26 +103,26 @@ def _cut(run: Run, base: int) -> Iterator[Run]:
         yield Run(base + run.offset + at, count, run.source, run.start + at)
 
 
-def windows(piece: Piece, boxes: Sequence[Box], *, widest: int = 0) -> Iterator[Window]:
-    """Cut into parts of at most ``CHUNK`` bytes along the outermost axes that allow it.
+def windows(array: Array, dtype: DType, offset: int = 0, *, widest: int = 0) -> Iterator[Window]:
+    """Cut into parts of at most ``CHUNK`` bytes along the outermost axes that allow it; the first
+    begins at byte ``offset`` of an output that stores ``dtype``.
 
     ``widest``: bytes per element to reckon with, when that of both types is not enough.
     """
-    shape = piece.array.shape
-    item = max(piece.dtype.itemsize, piece.array.dtype.itemsize, widest)
+    shape, boxes = array.shape, list(array.boxes())
+    item = max(dtype.itemsize, array.dtype.itemsize, widest)
     axis = 0
     while axis < len(shape) - 1 and math.prod(shape[axis + 1 :]) * item > CHUNK:
         axis += 1
     inner = math.prod(shape[axis + 1 :])
     rows = max(1, CHUNK // max(1, inner * item))
-    offset = piece.offset
     for prefix in itertools.product(*map(range, shape[:axis])):
         for low in range(0, shape[axis] if shape else 1, rows):
             count = min(rows, shape[axis] - low) if shape else 1
             start = (*prefix, low, *([0] * (len(shape) - axis - 1))) if shape else ()
             size = (*([1] * axis), count, *shape[axis + 1 :]) if shape else ()
             inside = tuple(b for b in boxes if _overlaps(b, start, size))
-            nbytes = math.prod(size) * piece.dtype.itemsize
+            nbytes = math.prod(size) * dtype.itemsize
             yield Window(offset, nbytes, start, size, inside)
             offset += nbytes
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 # Intel's ISA-L folds 64 bytes at a time (many GB/s where zlib's tables give one to five). It has no
 # wheels for every machine: there zlib does.
 try:
-    from isal.isal_zlib import crc32 as _crc32
+    from isal.isal_zlib import crc32 as _crc32  # pyright: ignore[reportUnknownVariableType]
 except ImportError:
     from zlib import crc32 as _crc32
 

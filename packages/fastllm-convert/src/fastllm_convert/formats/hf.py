@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from fastllm_convert.arrays import Array
 from fastllm_convert.checkpoint import (
@@ -16,7 +16,6 @@ from fastllm_convert.checkpoint import (
 from fastllm_convert.errors import UserError
 from fastllm_convert.files.json_file import read_object
 from fastllm_convert.files.safetensors_file import read_header
-from fastllm_convert.files.torch_zip import TorchFile, read_torch
 from fastllm_convert.formats.companions import find_config
 from fastllm_convert.formats.hf_names import (
     UnsupportedFamily,
@@ -25,6 +24,9 @@ from fastllm_convert.formats.hf_names import (
     name_table,
 )
 from fastllm_planner.arch import ArchSpec, iter_params
+
+if TYPE_CHECKING:
+    from fastllm_convert.files.torch_zip import TorchFile
 
 __all__ = ["UnsupportedFamily", "name_table", "read", "recognises"]
 
@@ -108,6 +110,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Array], list[TorchFile], str]:
 def _read_file(file: Path) -> tuple[dict[str, Array], list[TorchFile]]:
     if file.suffix == ".safetensors":
         return read_header(file), []
+    from fastllm_convert.files.torch_zip import read_torch
+
     found = read_torch(file)
     tensors = {k: v for k, v in found.entries.items() if isinstance(v, Array)}
     if len(tensors) != len(found.entries):

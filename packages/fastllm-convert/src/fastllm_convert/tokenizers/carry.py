@@ -9,7 +9,6 @@ from pathlib import Path
 from fastllm_convert.checkpoint import Companions
 from fastllm_convert.errors import UserError
 from fastllm_convert.files.json_file import dump
-from fastllm_convert.tokenizers import sentencepiece_model, tiktoken_ranks, tokenizer_json
 from fastllm_planner.arch import ArchSpec
 
 # Copied byte for byte when present.
@@ -53,6 +52,8 @@ def carried_files(companions: Companions, spec: ArchSpec) -> Carried:
     }
     if "tokenizer.model" not in files or "tokenizer.json" in files:
         return Carried(files)
+    from fastllm_convert.tokenizers import tiktoken_ranks
+
     path = companions.folder / "tokenizer.model"
     if files["tokenizer.model"][:1] == b"\n":  # field 1, wire type 2: SentencePiece's first piece
         return _sentencepiece(files, path, companions, spec)
@@ -71,6 +72,8 @@ def _check_vocabulary(count: int, path: Path, spec: ArchSpec) -> None:
 
 
 def _tiktoken(files: dict[str, bytes], path: Path, ranks: list[bytes], spec: ArchSpec) -> Carried:
+    from fastllm_convert.tokenizers import tiktoken_ranks
+
     specials = tiktoken_ranks.special_names(scaled_rope=bool(spec.rope.scaling))
     _check_vocabulary(len(ranks) + len(specials), path, spec)
     files["tokenizer.json"] = dump(tiktoken_ranks.build(ranks, specials))
@@ -82,6 +85,8 @@ def _tiktoken(files: dict[str, bytes], path: Path, ranks: list[bytes], spec: Arc
 def _sentencepiece(
     files: dict[str, bytes], path: Path, companions: Companions, spec: ArchSpec
 ) -> Carried:
+    from fastllm_convert.tokenizers import sentencepiece_model, tokenizer_json
+
     model = sentencepiece_model.read(path)
     _check_vocabulary(len(model.tokens), path, spec)
     ids = {"bos_token_id": model.bos_id, "eos_token_id": model.eos_id, "pad_token_id": model.pad_id}
