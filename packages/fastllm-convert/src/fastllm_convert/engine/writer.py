@@ -13,7 +13,7 @@ from fastllm_convert.engine import linux_calls
 from fastllm_convert.engine.checks import MemberChecks
 from fastllm_convert.engine.copying import Done, Output, run_task, write_all
 from fastllm_convert.engine.journal import Journal
-from fastllm_convert.engine.lanes import Job, Progress, run_lanes
+from fastllm_convert.engine.lanes import Job, Lane, Progress, run_lanes
 from fastllm_convert.engine.plan import OutputFile, Piece, Plan
 from fastllm_convert.engine.sources import Sources
 from fastllm_convert.engine.tasks import Task, tasks
@@ -70,8 +70,8 @@ class Writer:
         # Holes of a sparse source stay holes: then nothing is reserved.
         reserve = not any(self.sources[s].sparse for s in plan.sources)
         lanes = (
-            self._lane(index, file, progress, checks, reserve=reserve)
-            for index, file in enumerate(plan.files)
+            Lane(self._writes(i, file, progress, reserve=reserve), self._checks(i, file, checks))
+            for i, file in enumerate(plan.files)
         )
         try:
             run_lanes(lanes, checks.rest(), pool, self.threads, progress)
@@ -80,14 +80,14 @@ class Writer:
         finally:
             self._sync.shutdown(cancel_futures=True)
 
-    def _lane(
-        self,
-        index: int,
-        file: OutputFile,
-        progress: Progress,
-        checks: MemberChecks,
-        *,
-        reserve: bool,
+    def _checks(self, index: int, file: OutputFile, checks: MemberChecks) -> Iterator[Job]:
+        done = self.journal.done(index)
+        for number, piece in enumerate(file.pieces):
+            if number not in done:
+                yield from checks.before(piece.array)
+
+    def _writes(
+        self, index: int, file: OutputFile, progress: Progress, *, reserve: bool
     ) -> Iterator[Job]:
         done = self.journal.done(index)
         opened = _OpenFile(index, file, self.folder / file.path, done, reserve=reserve)
@@ -97,13 +97,13 @@ class Writer:
             if number in done:
                 progress(piece.nbytes)
                 continue
-            yield from checks.before(piece.array)
             cut = tasks(piece)
             opened.parts[number] = [None] * len(cut)
             if not cut:
                 self._piece_done(opened, number, 0)
             for part, task in enumerate(cut):
-                yield partial(self.work, opened, number, part, task, piece)
+                job = partial(self.work, opened, number, part, task, piece)
+                yield Job(task.nbytes, job)
 
     def work(self, opened: _OpenFile, number: int, part: int, task: Task, piece: Piece) -> int:
         """One task, and the bookkeeping when it was the last of its piece or file."""
