@@ -70,16 +70,6 @@ def test_megatron_and_back(
     assert len(list((tmp_path / "mg").glob("iter_*/*/model_optim_rng.pt"))) == tp * pp
 
 
-@pytest.mark.parametrize("layout", ["core", "core-te"])
-def test_mixture_of_experts(tmp_path: Path, convert: Convert, layout: str) -> None:
-    src = source(tmp_path, MIXTRAL)
-    convert(
-        "run", src, tmp_path / "mg", "--to", "megatron", "--tp", "2", "--megatron-layout", layout
-    )
-    convert("run", tmp_path / "mg", tmp_path / "hf", "--to", "hf")
-    same(weights(tmp_path / "hf"), weights(src))
-
-
 def test_resharding_is_a_bijection(tmp_path: Path, convert: Convert) -> None:
     """TP 1 → 2 → 4 → 1 and PP 1 → 4 → 2 → 1, straight from Megatron to Megatron."""
     src = source(tmp_path, LLAMA)
@@ -242,7 +232,10 @@ TABLES: list[tuple[str, Callable[[ArchSpec], list[Row]], ArchSpec]] = [
         for name, dialect in megatron_names.DIALECTS.items()
         for family in ("llama", "gpt2", "qwen3")
     ],
-    ("core-mixtral", lambda s: megatron_names.name_table(s, megatron_names.CORE), MIXTRAL),
+    *[
+        (f"{name}-mixtral", lambda s, d=dialect: megatron_names.name_table(s, d), MIXTRAL)
+        for name, dialect in megatron_names.DIALECTS.items()
+    ],
 ]
 
 

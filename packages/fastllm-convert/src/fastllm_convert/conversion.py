@@ -44,6 +44,7 @@ class TargetOptions:
     tp: int = 1
     pp: int = 1
     vp: int = 1
+    ep: int = 1
     vocab_multiple: int = 128
     dialect: DialectName = "core"
     qkv: QkvLayout = "interleaved"
@@ -62,11 +63,11 @@ READERS: dict[str, Callable[[Any, Path, SourceOptions], Checkpoint]] = {
     "torch_dist": lambda torch_dist, path, o: torch_dist.read(
         path, config=o.config, vocab_size=o.vocab_size
     ),
-    "deepspeed": lambda deepspeed, path, o: deepspeed.read(
-        path, weights=o.weights, config=o.config
-    ),
     "megatron-deepspeed": lambda megatron_deepspeed, path, o: megatron_deepspeed.read(
         path, weights=o.weights, config=o.config, vocab_size=o.vocab_size, qkv=o.qkv
+    ),
+    "deepspeed": lambda deepspeed, path, o: deepspeed.read(
+        path, weights=o.weights, config=o.config
     ),
     "megatron": lambda megatron, path, o: megatron.read(
         path, config=o.config, vocab_size=o.vocab_size, qkv=o.qkv
@@ -126,8 +127,8 @@ def make_plan(source: Checkpoint, options: TargetOptions) -> Plan:
     if options.format == "meta":
         from fastllm_convert.formats import meta_writer
 
-        if (options.pp, options.vp) != (1, 1):
-            raise UserError("Meta's format has no pipeline stages", hint="drop --pp and --vp")
+        if (options.pp, options.vp, options.ep) != (1, 1, 1):
+            raise UserError("Meta's format has no pipeline stages", hint="drop --pp, --vp and --ep")
         return meta_writer.plan(source, shards=options.tp, dtype=dtype)
     return _megatron_plan(source, options, dtype)
 
@@ -139,7 +140,9 @@ def _megatron_plan(source: Checkpoint, options: TargetOptions, dtype: DType | No
     if options.format == "deepspeed":
         _refuse_parallel(options)
         return deepspeed_writer.plan(source, dtype=dtype)
-    parallel = megatron_writer.Parallel(options.tp, options.pp, options.vp, options.vocab_multiple)
+    parallel = megatron_writer.Parallel(
+        options.tp, options.pp, options.vp, options.ep, options.vocab_multiple
+    )
     if options.format == "megatron-deepspeed":
         return deepspeed_writer.plan_pipeline(
             source, parallel=parallel, dtype=dtype, qkv=options.qkv
@@ -150,7 +153,7 @@ def _megatron_plan(source: Checkpoint, options: TargetOptions, dtype: DType | No
 
 
 def _refuse_parallel(options: TargetOptions) -> None:
-    if (options.tp, options.pp, options.vp) != (1, 1, 1):
+    if (options.tp, options.pp, options.vp, options.ep) != (1, 1, 1, 1):
         raise UserError(
             f"--to {options.format} has one file for the whole model",
             hint="--tp and --pp belong to megatron, megatron-deepspeed and (tp) meta",

@@ -26,6 +26,7 @@ _DEFAULTS: dict[str, Any] = {
     "tp": 1,
     "pp": 1,
     "vp": 1,
+    "ep": 1,
     "shard_size": "5GB",
     "vocab_pad": 128,
     "megatron_layout": "legacy",

@@ -67,6 +67,7 @@ _TARGET = [
     click.option("--tp", type=click.IntRange(1), default=1, help="Tensor-parallel size, shards."),
     click.option("--pp", type=click.IntRange(1), default=1, help="Pipeline-parallel size."),
     click.option("--vp", type=click.IntRange(1), default=1, help="Virtual stages per stage."),
+    click.option("--ep", type=click.IntRange(1), default=1, help="megatron: expert-parallel size."),
     click.option("--shard-size", default="5GB", show_default=True, help="hf: largest file."),
     click.option(
         "--vocab-pad",
@@ -133,6 +134,7 @@ def write_options(given: dict[str, Any]) -> TargetOptions:
         tp=given["tp"],
         pp=given["pp"],
         vp=given["vp"],
+        ep=given["ep"],
         vocab_multiple=given["vocab_pad"],
         dialect=given["megatron_layout"],
         qkv=given.get("target_qkv_layout", "interleaved"),

@@ -5,8 +5,9 @@ Both generations of names are read (``formats.megatron_names``); which one is se
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -25,9 +26,8 @@ from fastllm_convert.formats.megatron_names import (
     Dialect,
     QkvLayout,
     check_family,
-    embedding_rows,
-    final_rows,
-    layer_rows,
+    chunk_rows,
+    expert_ranges,
 )
 from fastllm_convert.formats.megatron_writer import tied_head_name
 from fastllm_convert.formats.rank_merge import RankMerge
@@ -62,31 +62,45 @@ def recognises(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Ranks:
-    files: Mapping[tuple[int, int], TorchFile]  # (tensor rank, pipeline stage)
+    files: Mapping[tuple[int, int, int], TorchFile]  # (tensor rank, pipeline stage, expert rank)
     tp: int
     pp: int
+    ep: int
 
 
 def _read_ranks(folder: Path) -> _Ranks:
-    files: dict[tuple[int, int], TorchFile] = {}
+    found: dict[tuple[int, ...], TorchFile] = {}
     for entry in sorted(folder.iterdir()):
-        found = _RANK.match(entry.name)
-        if found is None or not entry.is_dir():
+        match = _RANK.match(entry.name)
+        if match is None or not entry.is_dir():
             continue
-        if found[3] is not None:
-            raise UserError(
-                f"{entry}: expert-parallel checkpoints (three numbers) are not read",
-                hint="save with expert-model-parallel-size 1, or as torch_dist",
-            )
         if not (entry / _FILE).is_file():
             raise UserError(f"{entry / _FILE} is missing")
-        files[int(found[1]), int(found[2] or 0)] = read_torch(entry / _FILE)
-    tp, pp = (max(k[i] for k in files) + 1 for i in (0, 1))
-    for t in range(tp):
-        for p in range(pp):
-            if (t, p) not in files:
-                raise UserError(f"{folder}: the file of tensor rank {t}, stage {p} is missing")
-    return _Ranks(files, tp, pp)
+        found[tuple(int(n) for n in match.groups() if n is not None)] = read_torch(entry / _FILE)
+    counts = {len(numbers) for numbers in found}
+    if len(counts) != 1:
+        raise UserError(f"{folder}: rank folders of different kinds (mp_rank_TT, mp_rank_TT_PPP)")
+    # Two numbers are a tensor rank and a stage, or, without pipeline, a tensor and an expert rank.
+    args = arguments(next(iter(found.values())))
+    experts = args.get("expert_model_parallel_size")
+    without_pipeline = (
+        counts == {2}
+        and isinstance(experts, int)
+        and experts > 1
+        and args.get("pipeline_model_parallel_size") in (1, None)
+    )
+    files: dict[tuple[int, int, int], TorchFile] = {}
+    for numbers, file in found.items():
+        first, second, third = (*numbers, 0, 0)[:3]
+        files[(first, 0, second) if without_pipeline else (first, second, third)] = file
+    tp, pp, ep = (max(k[i] for k in files) + 1 for i in range(3))
+    for key in itertools.product(range(tp), range(pp), range(ep)):
+        if key not in files:
+            expert = f", expert rank {key[2]}" if ep > 1 else ""
+            raise UserError(
+                f"{folder}: the file of tensor rank {key[0]}, stage {key[1]}{expert} is missing"
+            )
+    return _Ranks(files, tp, pp, ep)
 
 
 def read(
@@ -102,25 +116,33 @@ def read(
         raise UserError(f"{path} is not a Megatron checkpoint")
     ranks = _read_ranks(folder)
     chunks = {key: _chunks(file) for key, file in ranks.files.items()}
-    vp = len(chunks[0, 0])
+    vp = len(chunks[0, 0, 0])
     if any(len(c) != vp for c in chunks.values()):
         raise UserError(f"{folder}: ranks hold different numbers of model chunks")
-    args = arguments(ranks.files[0, 0])
+    args = arguments(ranks.files[0, 0, 0])
     _check_sizes(args, ranks, folder)
     dialect = _dialect(chunks)
-    rows = _embedding_rows(chunks[0, 0][0], dialect, folder) * ranks.tp
+    rows = _embedding_rows(chunks[0, 0, 0][0], dialect, folder) * ranks.tp
     spec, companions, notes = describe(path, folder, args, rows, config, vocab_size)
     check_family(spec)
+    experts = expert_ranges(spec, ranks.ep)
     merge = RankMerge(spec, ranks.tp, rows, str(folder))
-    qkv = qkv or _qkv_version(ranks.files[0, 0].entries)
-    for stage, row in enumerate(layer_ranges(spec.layers, ranks.pp, vp)):
-        for index, layers in enumerate(row):
-            tensors = [chunks[t, stage][index] for t in range(ranks.tp)]
-            first = stage == 0 and index == 0
-            last = stage == ranks.pp - 1 and index == vp - 1
-            _merge_chunk(merge, tensors, layers, dialect, qkv, first=first, last=last)
+    qkv = qkv or _qkv_version(ranks.files[0, 0, 0].entries)
+    stages = layer_ranges(spec.layers, ranks.pp, vp)
+    for stage, index, rank in itertools.product(range(ranks.pp), range(vp), range(ranks.ep)):
+        tensors = [chunks[t, stage, rank][index] for t in range(ranks.tp)]
+        first = stage == 0 and index == 0
+        last = stage == ranks.pp - 1 and index == vp - 1
+        table = chunk_rows(
+            spec, stages[stage][index], dialect, tp=ranks.tp, qkv=qkv, first=first, last=last,
+            experts=experts[rank],
+        )  # fmt: skip
+        # Its own copy on a stage without the embedding; some versions save it everywhere.
+        tied_head = [tied_head_name(dialect)] if last and spec.tied_embeddings else []
+        merge.add(table, tensors, tied_head=tied_head)
     kept, tied = check_shapes(spec, merge.finish(), str(folder))
     size = f"tp {ranks.tp}, pp {ranks.pp}" + (f", {vp} virtual stages" if vp > 1 else "")
+    size += f", ep {ranks.ep}" if ranks.ep > 1 else ""
     return Checkpoint(
         format="megatron",
         summary=f"Megatron-LM ({dialect.name} names), {spec.family}, {size}",
@@ -131,29 +153,6 @@ def read(
         equal=[*merge.equal, *tied],
         notes=notes,
     )
-
-
-def _merge_chunk(
-    merge: RankMerge,
-    tensors: Sequence[Mapping[str, Array]],
-    layers: range,
-    dialect: Dialect,
-    qkv: QkvLayout,
-    *,
-    first: bool,
-    last: bool,
-) -> None:
-    spec = merge.spec
-    rows = embedding_rows(spec, dialect) if first else []
-    for local, layer in enumerate(layers):
-        rows += layer_rows(spec, layer, dialect, tp=merge.tp, local=local, qkv=qkv)
-    optional: list[str] = []
-    if last:
-        rows += final_rows(spec, dialect)
-        if spec.tied_embeddings:
-            # Its own copy on a stage without the embedding; some versions save it everywhere.
-            optional = [tied_head_name(dialect)]
-    merge.add(rows, tensors, tied_head=optional)
 
 
 def arguments(file: TorchFile) -> dict[str, Any]:
@@ -192,10 +191,10 @@ def _chunks(file: TorchFile) -> list[dict[str, Array]]:
     """Flat tensors of ``model``, or of ``model0``, ``model1``, ... (virtual stages)."""
     entries = file.entries
     if "model" in entries:
-        return [_flatten(entries["model"], file)]
+        return [flatten(entries["model"], file)]
     found: list[dict[str, Array]] = []
     while f"model{len(found)}" in entries:
-        found.append(_flatten(entries[f"model{len(found)}"], file))
+        found.append(flatten(entries[f"model{len(found)}"], file))
     if not found:
         raise UserError(f"{file.file.path} holds no model")
     return found
@@ -206,10 +205,13 @@ _ALIASES = (  # names before September 2023
     (".input_layernorm.", ".input_norm."),
     (".post_attention_layernorm.", ".post_attention_norm."),
     ("encoder.final_layernorm.", "encoder.final_norm."),
+    # Megatron-DeepSpeed without pipeline.
+    (".mlp.deepspeed_moe.gate.wg.", ".mlp.router."),
+    (".mlp.deepspeed_moe.experts.deepspeed_experts.", ".mlp.local_experts."),
 )
 
 
-def _flatten(model: Any, file: TorchFile) -> dict[str, Array]:
+def flatten(model: Any, file: TorchFile) -> dict[str, Array]:
     """Nested dicts → dotted names, old aliases replaced, ``_extra_state`` dropped."""
     flat: dict[str, Array] = {}
 
@@ -237,7 +239,7 @@ def _flatten(model: Any, file: TorchFile) -> dict[str, Array]:
     return found
 
 
-def _dialect(chunks: Mapping[tuple[int, int], list[dict[str, Array]]]) -> Dialect:
+def _dialect(chunks: Mapping[tuple[int, int, int], list[dict[str, Array]]]) -> Dialect:
     names = [n for row in chunks.values() for chunk in row for n in chunk]
     if any(n.startswith("encoder.") for n in names):
         return LEGACY
@@ -258,10 +260,17 @@ def _check_sizes(args: Mapping[str, Any], ranks: _Ranks, folder: Path) -> None:
     for key, found in (
         ("tensor_model_parallel_size", ranks.tp),
         ("pipeline_model_parallel_size", ranks.pp),
+        ("expert_model_parallel_size", ranks.ep),
     ):
         said = args.get(key)
         if isinstance(said, int) and said != found:
             raise UserError(f"{folder}: saved with {key}={said}, the files of {found} are there")
+    split = args.get("expert_tensor_parallel_size")
+    if isinstance(split, int) and split != ranks.tp and args.get("num_experts"):
+        raise UserError(
+            f"{folder}: experts split over {split} ranks and the rest over {ranks.tp} are not read",
+            hint="save as torch_dist, or with expert-tensor-parallel-size as large as the other",
+        )
 
 
 def _qkv_version(entries: Mapping[str, Any]) -> QkvLayout:

@@ -78,7 +78,7 @@ def _from_megatron(args: Mapping[str, Any], padded_rows: int) -> tuple[ArchSpec,
     moe = None
     ffn = _int(args, "ffn_hidden_size", 4 * hidden)
     if isinstance(experts, int) and experts > 1:
-        moe = MoeSpec(experts, _int(args, "moe_router_topk", 2), ffn)
+        moe = MoeSpec(experts, _int(args, "moe_router_topk", args.get("topk") or 2), ffn)
     window: Any = args.get("window_size")
     theta = _number(args, ("rotary_base", "rope_theta"), 10_000.0)
     qkv_bias = bias or bool(args.get("add_qkv_bias"))
@@ -145,6 +145,7 @@ def args_of(
     tp: int,
     pp: int,
     vp: int,
+    ep: int = 1,
     vocab_multiple: int,
     dtype: DType,
     tokenizer: str,
@@ -195,7 +196,8 @@ def args_of(
         "tensor_model_parallel_size": tp,
         "pipeline_model_parallel_size": pp,
         "virtual_pipeline_model_parallel_size": vp if vp > 1 else None,
-        "expert_model_parallel_size": 1,
+        "expert_model_parallel_size": ep,
+        "expert_tensor_parallel_size": tp,
         "params_dtype": dtype,
         "bf16": dtype.code == "BF16",
         "fp16": dtype.code == "F16",

@@ -44,9 +44,17 @@ Layers = dict[int, dict[str, Array]]  # layer number → name → array, of one 
 
 
 def recognises(path: Path) -> bool:
-    """A DeepSpeed checkpoint with pipeline layer files."""
+    """A DeepSpeed checkpoint with pipeline layer files, or with Megatron's nested names."""
+    from fastllm_convert.formats import megatron_deepspeed_whole
+
     folder = tag_folder(path)
-    return folder is not None and any(_LAYER.match(p.name) for p in folder.glob("layer_*.pt"))
+    return folder is not None and (
+        _has_layers(folder) or megatron_deepspeed_whole.recognises(folder)
+    )
+
+
+def _has_layers(folder: Path) -> bool:
+    return any(_LAYER.match(p.name) for p in folder.glob("layer_*.pt"))
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,12 @@ def read(
     folder = tag_folder(path)
     if folder is None:
         raise UserError(f"{path} is not a DeepSpeed checkpoint")
+    if not _has_layers(folder):
+        from fastllm_convert.formats import megatron_deepspeed_whole
+
+        return megatron_deepspeed_whole.read(
+            path, folder, weights=weights, config=config, vocab_size=vocab_size, qkv=qkv
+        )
     saved = _read_layers(folder)
     tp = len(saved.ranks)
     embedding = saved.ranks[0][saved.numbers[0]].get(DEEPSPEED.embedding)

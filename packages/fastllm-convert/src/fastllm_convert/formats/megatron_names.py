@@ -10,7 +10,7 @@ All fuse q, k, v (and gate, up) per tensor-parallel rank, so the layouts are tho
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fastllm_convert.arrays import Array, concat
@@ -64,6 +64,11 @@ DEEPSPEED = Dialect(
     "mlp.dense_4h_to_h", "word_embeddings.weight", "position_embeddings.weight", "",
     "lm_head.weight",
 )  # fmt: skip
+# Megatron-DeepSpeed without pipeline: the legacy nesting, its own names inside.
+DEEPSPEED_WHOLE = replace(
+    DEEPSPEED, layer="encoder.layers.{}.", embedding=LEGACY.embedding, positions=LEGACY.positions,
+    final_norm="encoder.final_layernorm", head=LEGACY.head,
+)  # fmt: skip
 DIALECTS = {d.name: d for d in (LEGACY, CORE, CORE_TE, DEEPSPEED)}
 
 
@@ -106,8 +111,10 @@ def layer_rows(
     local: int | None = None,
     qkv: QkvLayout = "interleaved",
     experts: Sequence[int] | None = None,
+    expert_tp: int | None = None,
 ) -> list[Row]:
-    """Rows of global ``layer``, named as local layer ``local``. ``experts``: those of this rank."""
+    """Rows of global ``layer``, named as local layer ``local``. ``experts``: those of this rank,
+    split over ``expert_tp`` ranks (as the rest when None)."""
     prefix = dialect.layer.format(layer if local is None else local)
     moe = spec.is_moe_layer(layer)
     rows: list[Row] = []
@@ -128,7 +135,8 @@ def layer_rows(
             how = qkv_layout(spec, tp, qkv)
         elif leaf == "gate_proj":
             parts = (param.name, f"{block}.up_proj.{kind}")
-            how = stack((param.shape[0] // tp,) * 2)
+            split = tp if param.expert is None or expert_tp is None else expert_tp
+            how = stack((param.shape[0] // split,) * 2)
         if name in seen:
             raise ValueError(f"two rows named {name}")
         seen.add(name)
@@ -154,7 +162,10 @@ def _layer_name(
         case "q_norm" | "k_norm":
             return f"self_attention.{leaf[0]}_layernorm.{kind}"
         case "router":
-            return f"mlp.router.{'expert_bias' if kind == 'correction_bias' else kind}"
+            if kind == "correction_bias":
+                return "mlp.router.expert_bias"
+            module = "deepspeed_moe.gate.wg" if dialect.name == "deepspeed" else "router"
+            return f"mlp.{module}.{kind}"
         case "gate_proj" | "up_proj":
             return _mlp_name(dialect, dialect.fc1, kind, expert, shared=shared)
         case "down_proj":
@@ -173,7 +184,9 @@ def _mlp_name(dialect: Dialect, module: str, kind: str, expert: int | None, *, s
         return f"mlp.experts.{leaf}.{kind}{expert}"
     if dialect.name == "core":
         return f"mlp.experts.local_experts.{expert}.{leaf}.{kind}"
-    raise UserError(f"mixtures of experts have no {dialect.name} layout here", hint="use core")
+    if dialect.name == "deepspeed":
+        return f"mlp.deepspeed_moe.experts.deepspeed_experts.{expert}.{leaf}.{kind}"
+    return f"mlp.local_experts.{expert}.{leaf}.{kind}"
 
 
 def embedding_rows(spec: ArchSpec, dialect: Dialect) -> list[Row]:
@@ -191,6 +204,40 @@ def final_rows(spec: ArchSpec, dialect: Dialect) -> list[Row]:
     if not spec.tied_embeddings:
         rows.append(Row(dialect.head, ("lm_head.weight",), copy()))
     return rows
+
+
+def chunk_rows(
+    spec: ArchSpec,
+    layers: range,
+    dialect: Dialect,
+    *,
+    tp: int,
+    first: bool,
+    last: bool,
+    qkv: QkvLayout = "interleaved",
+    experts: Sequence[int] | None = None,
+    expert_tp: int | None = None,
+) -> list[Row]:
+    """Rows of one pipeline chunk: ``layers`` under local numbers, the embedding in the ``first``
+    chunk, norm and head in the ``last``."""
+    rows = embedding_rows(spec, dialect) if first else []
+    for local, layer in enumerate(layers):
+        rows += layer_rows(
+            spec, layer, dialect, tp=tp, local=local, qkv=qkv, experts=experts, expert_tp=expert_tp
+        )
+    return rows + (final_rows(spec, dialect) if last else [])
+
+
+def expert_ranges(spec: ArchSpec, ep: int) -> list[range | None]:
+    """Every expert-parallel rank's experts; None: all. ``UserError`` when they do not divide."""
+    if ep == 1:
+        return [None]
+    if spec.moe is None:
+        raise UserError(f"ep={ep}, and the model has no experts", hint="drop --ep")
+    count = spec.moe.experts
+    if count % ep:
+        raise UserError(f"ep={ep} does not divide {count} experts")
+    return [range(r * count // ep, (r + 1) * count // ep) for r in range(ep)]
 
 
 def name_table(

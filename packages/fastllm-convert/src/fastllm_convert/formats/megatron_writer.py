@@ -21,9 +21,9 @@ from fastllm_convert.formats.megatron_args import args_of
 from fastllm_convert.formats.megatron_names import (
     Dialect,
     check_family,
+    chunk_rows,
     embedding_rows,
-    final_rows,
-    layer_rows,
+    expert_ranges,
 )
 from fastllm_convert.layouts import Row
 from fastllm_convert.sharding import (
@@ -39,19 +39,31 @@ from fastllm_planner.arch import ParamSpec, iter_params
 
 @dataclass(frozen=True)
 class Parallel:
-    """Target layout. ``vp``: virtual stages per pipeline stage."""
+    """Target layout. ``vp``: virtual stages per pipeline stage; ``ep``: expert-parallel ranks."""
 
     tp: int = 1
     pp: int = 1
     vp: int = 1
+    ep: int = 1
     vocab_multiple: int = 128
 
 
 class RankTensors:
-    """Makes one rank's tensors from rows: canonical → padded → its slice → fused."""
+    """Makes one rank's tensors from rows: canonical → padded → its slice → fused.
 
-    def __init__(self, source: Checkpoint, parallel: Parallel, dtype: DType | None) -> None:
+    ``expert_tp`` 1: experts stay whole on every rank.
+    """
+
+    def __init__(
+        self,
+        source: Checkpoint,
+        parallel: Parallel,
+        dtype: DType | None,
+        *,
+        expert_tp: int | None = None,
+    ) -> None:
         self.source, self.parallel, self.dtype = source, parallel, dtype
+        self.expert_tp = parallel.tp if expert_tp is None else expert_tp
         self.params: dict[str, ParamSpec] = {p.name: p for p in iter_params(source.spec)}
         size = padded_vocab(source.spec.vocab, parallel.vocab_multiple, parallel.tp)
         self.padded_vocab = size
@@ -66,6 +78,8 @@ class RankTensors:
         array = self.source.tensors[name]
         if is_vocabulary(param):
             array = pad_vocab(array, self.padded_vocab)
+        if param.expert is not None and self.expert_tp == 1:
+            return array
         return part(array, param.tp_axis, self.parallel.tp, rank)
 
 
@@ -77,6 +91,7 @@ def plan(source: Checkpoint, *, parallel: Parallel, dialect: Dialect, dtype: DTy
     if parallel.vp > 1 and parallel.pp == 1:
         raise UserError("--vp needs --pp of at least 2")
     stages = layer_ranges(spec.layers, parallel.pp, parallel.vp)
+    experts = expert_ranges(spec, parallel.ep)
     tensors = RankTensors(source, parallel, dtype)
     carried = companion_files(source, dtype)
     args = args_of(
@@ -84,6 +99,7 @@ def plan(source: Checkpoint, *, parallel: Parallel, dialect: Dialect, dtype: DTy
         tp=parallel.tp,
         pp=parallel.pp,
         vp=parallel.vp,
+        ep=parallel.ep,
         vocab_multiple=parallel.vocab_multiple,
         dtype=dtype or source.dtype,
         tokenizer=tokenizer_type(carried.files),
@@ -91,11 +107,12 @@ def plan(source: Checkpoint, *, parallel: Parallel, dialect: Dialect, dtype: DTy
     )
     files = [
         torch_file(
-            f"iter_0000001/{rank_folder(rank, stage, parallel.pp)}/model_optim_rng.pt",
-            _rank_file(tensors, chunks, stage, rank, dialect, args),
+            f"iter_0000001/{rank_folder(rank, stage, expert_rank, parallel)}/model_optim_rng.pt",
+            _rank_file(tensors, chunks, stage, rank, held, dialect, args),
         )
         for stage, chunks in enumerate(stages)
         for rank in range(parallel.tp)
+        for expert_rank, held in enumerate(experts)
     ]
     files.append(literal_file("latest_checkpointed_iteration.txt", b"1"))
     files += [literal_file(name, content) for name, content in sorted(carried.files.items())]
@@ -123,8 +140,11 @@ def tokenizer_type(files: Mapping[str, bytes]) -> str:
     return "GPT2BPETokenizer" if "merges.txt" in files else "HuggingFaceTokenizer"
 
 
-def rank_folder(rank: int, stage: int, pp: int) -> str:
-    return f"mp_rank_{rank:02d}" if pp == 1 else f"mp_rank_{rank:02d}_{stage:03d}"
+def rank_folder(rank: int, stage: int, expert_rank: int, parallel: Parallel) -> str:
+    """``mp_rank_TT``, with ``_PPP`` and ``_EEE`` where there is more than one of them."""
+    name = f"mp_rank_{rank:02d}"
+    name += f"_{stage:03d}" if parallel.pp > 1 else ""
+    return name + (f"_{expert_rank:03d}" if parallel.ep > 1 else "")
 
 
 def _rank_file(
@@ -132,6 +152,7 @@ def _rank_file(
     chunks: list[range],
     stage: int,
     rank: int,
+    experts: range | None,
     dialect: Dialect,
     args: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -147,8 +168,8 @@ def _rank_file(
         key = "model" if len(chunks) == 1 else f"model{index}"
         first_chunk = stage == 0 and index == 0
         last_chunk = last and index == len(chunks) - 1
-        flat = _chunk(tensors, layers, rank, dialect, first=first_chunk, last=last_chunk)
-        found[key] = _nested(flat) if dialect.name == "legacy" else flat
+        flat = _chunk(tensors, layers, rank, experts, dialect, first=first_chunk, last=last_chunk)
+        found[key] = nested(flat) if dialect.name == "legacy" else flat
     return found
 
 
@@ -156,20 +177,19 @@ def _chunk(
     tensors: RankTensors,
     layers: range,
     rank: int,
+    experts: range | None,
     dialect: Dialect,
     *,
     first: bool,
     last: bool,
 ) -> dict[str, Any]:
     spec = tensors.source.spec
-    rows: list[Row] = embedding_rows(spec, dialect) if first else []
-    for local, layer in enumerate(layers):
-        rows += layer_rows(spec, layer, dialect, tp=tensors.parallel.tp, local=local)
-    if last:
-        rows += final_rows(spec, dialect)
-        if spec.tied_embeddings and not first:
-            # A stage without the embedding keeps its own copy, all-reduced in training.
-            rows.append(embedding_rows(spec, dialect)[0]._replace(name=tied_head_name(dialect)))
+    rows = chunk_rows(
+        spec, layers, dialect, tp=tensors.parallel.tp, first=first, last=last, experts=experts
+    )
+    if last and spec.tied_embeddings and not first:
+        # A stage without the embedding keeps its own copy, all-reduced in training.
+        rows.append(embedding_rows(spec, dialect)[0]._replace(name=tied_head_name(dialect)))
     flat: dict[str, Any] = {row.name: tensors.tensor(row, rank) for row in rows}
     return with_extra_state(flat, dialect)
 
@@ -192,7 +212,7 @@ def with_extra_state(flat: Mapping[str, Any], dialect: Dialect) -> dict[str, Any
     return found
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     """The legacy model's nesting: language_model / {embedding, encoder, output_layer}."""
     model: dict[str, Any] = {}
     for name, value in flat.items():
