@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -229,3 +231,57 @@ def test_dense_model_without_pipeline(tmp_path: Path, convert: Convert, kind: st
     if kind == "master":
         expected = {n: t.float() for n, t in expected.items()}
     same(weights(tmp_path / "hf"), expected)
+
+
+@pytest.mark.parametrize("local", [True, False])
+@pytest.mark.parametrize("family", list(SPECS))
+def test_torch_dist_with_experts(
+    tmp_path: Path, convert: Convert, family: str, local: bool
+) -> None:
+    """megatron-core's names and stacking, as 0.16.1 writes them: experts ``[L, E, rows, columns]``;
+    the norm before them is called as one of a dense layer where layers are ``local``. Layers that
+    are not alike (a dense one first) are not stacked."""
+    spec = SPECS[family]
+    src = source(tmp_path, spec)
+    convert("run", src, tmp_path / "mg", "--to", "megatron", "--megatron-layout", "core-te")
+    model = state(next((tmp_path / "mg").glob("iter_*/*/*.pt")))["model"]
+    tensors = {n: t for n, t in model.items() if isinstance(t, torch.Tensor)}
+    assert spec.moe is not None
+    layers: list[dict[str, torch.Tensor]] = []
+    for layer in range(spec.layers):
+        prefix = f"decoder.layers.{layer}."
+        one = {n.removeprefix(prefix): tensors.pop(n) for n in list(tensors) if prefix in n}
+        for fc in ("linear_fc1", "linear_fc2"):
+            names = [f"mlp.experts.{fc}.weight{e}" for e in range(spec.moe.experts)]
+            if names[0] in one:
+                one[f"mlp.experts.experts.{fc}.weight"] = torch.stack([one.pop(n) for n in names])
+        if local and "pre_mlp_layernorm.weight" in one:
+            one["mlp.linear_fc1.layer_norm_weight"] = one.pop("pre_mlp_layernorm.weight")
+        layers.append(one)
+    if spec.moe.first_dense_layers:
+        for layer, one in enumerate(layers):
+            tensors |= {f"decoder.layers.{layer}.{n}": t for n, t in one.items()}
+    else:
+        stacked = {n: torch.stack([one[n] for one in layers]) for n in layers[0]}
+        tensors |= {f"decoder.layers.{n}": t for n, t in stacked.items()}
+    folder = tmp_path / "dist"
+    save = importlib.import_module("torch.distributed.checkpoint").save
+    with warnings.catch_warnings():  # one process, which is what no_dist asks for
+        warnings.simplefilter("ignore", UserWarning)
+        save(tensors, checkpoint_id=folder, no_dist=True)
+    (folder / "config.json").write_text((src / "config.json").read_text())
+    convert("run", folder, tmp_path / "hf", "--to", "hf")
+    same(weights(tmp_path / "hf"), weights(src))
+
+
+def test_every_linear_layer_has_its_extra_state(tmp_path: Path, convert: Convert) -> None:
+    """Megatron's strict loading wants ``_extra_state`` for experts too."""
+    src = source(tmp_path, MIXTRAL)
+    convert("run", src, tmp_path / "mg", "--to", "megatron")
+    model = state(next((tmp_path / "mg").glob("iter_*/*/*.pt")))["model"]
+    for expert in range(4):
+        for fc in ("linear_fc1", "linear_fc2"):
+            prefix = f"decoder.layers.3.mlp.experts.local_experts.{expert}.{fc}."
+            assert f"{prefix}weight" in model
+            assert model[f"{prefix}_extra_state"] is None
+    assert "decoder.layers.3.mlp.router._extra_state" not in model

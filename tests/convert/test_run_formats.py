@@ -376,6 +376,19 @@ def test_aliases(tmp_path: Path, convert: Convert, alias: str, to: str) -> None:
     assert convert("verify", src, tmp_path / "out").stdout.startswith("equal")
 
 
+def test_tokenizer_model_from_elsewhere(
+    tmp_path: Path, convert: Convert, refused: Callable[..., str]
+) -> None:
+    src = source(tmp_path, LLAMA)
+    given = tmp_path / "my-tokenizer.model"
+    given.write_bytes(b"neither SentencePiece nor ranks")
+    command = ("hf-to-megatron", "--load-dir", src, "--tokenizer-model", given)
+    convert(*command, "--save-dir", tmp_path / "mg")
+    assert (tmp_path / "mg" / "tokenizer.model").read_bytes() == given.read_bytes()
+    given.unlink()
+    assert "does not exist" in refused(*command, "--save-dir", tmp_path / "out")
+
+
 @pytest.mark.shared
 def test_reference_meta_shards(golden: Path, tmp_path: Path, convert: Convert) -> None:
     """Both ways, against transformers' converter and against the original shards."""

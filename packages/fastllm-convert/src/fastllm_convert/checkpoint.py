@@ -21,9 +21,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Companions:
-    """What travels with the weights. ``folder`` holds tokenizer files; configs are parsed JSON."""
+    """What travels with the weights. ``folder`` holds tokenizer files; configs are parsed JSON.
+
+    ``tokenizer_model``: a ``tokenizer.model`` from elsewhere, instead of the folder's.
+    """
 
     folder: Path | None = None
+    tokenizer_model: Path | None = None
     hf_config: Mapping[str, Any] | None = None
     generation_config: Mapping[str, Any] | None = None
     add_bos: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ class SourceOptions:
     vocab_size: int | None = None
     max_seq_len: int | None = None
     rope_factor: float | None = None
+    tokenizer_model: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,11 @@ def read_source(path: Path, options: SourceOptions) -> Checkpoint:
             else f"{path} does not exist"
         )
     name = options.format or detect(path)
-    return READERS[name](_module(name), path, options)
+    source = READERS[name](_module(name), path, options)
+    if options.tokenizer_model is None:
+        return source
+    companions = replace(source.companions, tokenizer_model=options.tokenizer_model)
+    return replace(source, companions=companions)
 
 
 def make_plan(source: Checkpoint, options: TargetOptions) -> Plan:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fastllm_convert.commands.options import json_option, say
+from fastllm_convert.commands.options import json_option
 from fastllm_convert.commands.run import convert
 from fastllm_convert.errors import UserError
 
@@ -75,7 +75,7 @@ def meta_to_hf(
 @click.option("--save-dir", type=_FOLDER, required=True, help="New Megatron folder.")
 @click.option("--target-tensor-parallel-size", type=click.IntRange(1), default=1)
 @click.option("--target-pipeline-parallel-size", type=click.IntRange(1), default=1)
-@click.option("--tokenizer-model", type=_FOLDER, help="Carried along when not in LOAD_DIR.")
+@click.option("--tokenizer-model", type=_FOLDER, help="tokenizer.model to carry along.")
 @json_option
 def hf_to_megatron(
     load_dir: Path,
@@ -96,13 +96,12 @@ def hf_to_megatron(
     """
     if tokenizer_model is not None and not tokenizer_model.is_file():
         raise UserError(f"{tokenizer_model} does not exist")
-    if tokenizer_model is not None and tokenizer_model.parent.resolve() != load_dir.resolve():
-        say(f"note: {tokenizer_model} is not in {load_dir}: copy it there to have it carried along")
     _run(
         load_dir,
         save_dir,
         as_json=as_json,
         source_format="hf",
+        tokenizer_model=tokenizer_model,
         target="megatron",
         tp=target_tensor_parallel_size,
         pp=target_pipeline_parallel_size,

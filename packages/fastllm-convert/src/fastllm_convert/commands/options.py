@@ -120,6 +120,7 @@ def read_options(given: dict[str, Any]) -> SourceOptions:
         vocab_size=given["vocab_size"],
         max_seq_len=given["max_seq_len"],
         rope_factor=given["rope_factor"],
+        tokenizer_model=given.get("tokenizer_model"),
     )
 
 

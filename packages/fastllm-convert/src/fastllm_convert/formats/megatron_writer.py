@@ -200,11 +200,12 @@ def tied_head_name(dialect: Dialect) -> str:
 
 def with_extra_state(flat: Mapping[str, Any], dialect: Dialect) -> dict[str, Any]:
     """Megatron's linear layers have a ``_extra_state`` entry (None), which strict loading wants."""
+    linear = {m.rpartition(".")[2] for m in (dialect.qkv, dialect.dense, dialect.fc1, dialect.fc2)}
     found: dict[str, Any] = {}
     for name, value in flat.items():
         found[name] = value
         module = name.rpartition(".")[0]
-        if module.endswith((dialect.qkv, dialect.dense, dialect.fc1, dialect.fc2, "output_layer")):
+        if module.rpartition(".")[2] in {*linear, "output_layer"}:  # those of experts too
             found[f"{module}._extra_state"] = None
         if dialect.name == "core-te" and module.endswith("linear_proj"):
             attention = module.rpartition(".")[0]

@@ -30,6 +30,7 @@ from fastllm_planner.arch import ArchSpec, iter_params
 
 _METADATA = ".metadata"
 _STACKED = "decoder.layers."
+_LOCAL_NORM = "mlp.linear_fc1.layer_norm_"
 
 
 def checkpoint_folder(path: Path) -> Path | None:
@@ -136,19 +137,39 @@ def _megatron(
 
 
 def _unstack(spec: ArchSpec, name: str, array: Array) -> Iterator[tuple[str, Array]]:
-    """``decoder.layers.X`` of shape [L, ...] → ``decoder.layers.i.X``."""
+    """``decoder.layers.X`` of shape [L, ...] → ``decoder.layers.i.X``, and
+    ``mlp.experts.experts.X`` of shape [E, ...] → ``mlp.experts.Xe``."""
     rest = name.removeprefix(_STACKED)
-    if rest == name or re.match(r"\d+\.", rest):
+    if rest == name:
         yield name, array
         return
-    if not array.shape or array.shape[0] != spec.layers:
-        raise UserError(
-            f"{name!r} stacks {array.shape[0] if array.shape else 0} layers, "
-            f"the model has {spec.layers}"
-        )
-    for layer in range(spec.layers):
-        cut = array.slice(0, layer, layer + 1)
-        yield f"{_STACKED}{layer}.{rest}", cut.reshape(*array.shape[1:])
+    if single := re.match(r"(\d+)\.", rest):  # layers that are not alike are not stacked
+        yield from _layer(spec, int(single[1]), rest[single.end() :], array)
+        return
+    for layer, one in enumerate(_along_first(array, spec.layers, name, "layers")):
+        yield from _layer(spec, layer, rest, one)
+
+
+def _layer(spec: ArchSpec, layer: int, rest: str, array: Array) -> Iterator[tuple[str, Array]]:
+    moe = layer < spec.layers and spec.is_moe_layer(layer)
+    if moe and rest.startswith(_LOCAL_NORM):
+        # Local layers save this norm as TransformerEngine's of a layer without experts.
+        rest = f"pre_mlp_layernorm.{rest.removeprefix(_LOCAL_NORM)}"
+    prefix = f"{_STACKED}{layer}."
+    inner = rest.removeprefix("mlp.experts.experts.")
+    if not moe or spec.moe is None or inner == rest:
+        yield prefix + rest, array
+        return
+    for expert, one in enumerate(_along_first(array, spec.moe.experts, rest, "experts")):
+        yield f"{prefix}mlp.experts.{inner}{expert}", one
+
+
+def _along_first(array: Array, count: int, name: str, what: str) -> Iterator[Array]:
+    held = array.shape[0] if array.shape else 0
+    if held != count:
+        raise UserError(f"{name!r} stacks {held} {what}, the model has {count}")
+    for index in range(count):
+        yield array.slice(0, index, index + 1).reshape(*array.shape[1:])
 
 
 def read_tensors(folder: Path) -> tuple[dict[str, Array], list[TorchFile]]:

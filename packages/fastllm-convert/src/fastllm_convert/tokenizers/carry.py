@@ -43,18 +43,16 @@ class Carried:
 
 def carried_files(companions: Companions, spec: ArchSpec) -> Carried:
     """The tokenizer and other files of the source folder, completed to what transformers loads."""
-    if companions.folder is None:
-        return Carried({})
-    files = {
-        name: _read(companions.folder / name)
-        for name in _CARRIED
-        if (companions.folder / name).is_file()
-    }
+    folder, given = companions.folder, companions.tokenizer_model
+    found = {n: folder / n for n in _CARRIED if folder is not None and (folder / n).is_file()}
+    if given is not None:
+        found["tokenizer.model"] = given
+    files = {name: _read(path) for name, path in found.items()}
     if "tokenizer.model" not in files or "tokenizer.json" in files:
         return Carried(files)
     from fastllm_convert.tokenizers import tiktoken_ranks
 
-    path = companions.folder / "tokenizer.model"
+    path = found["tokenizer.model"]
     if files["tokenizer.model"][:1] == b"\n":  # field 1, wire type 2: SentencePiece's first piece
         return _sentencepiece(files, path, companions, spec)
     ranks = tiktoken_ranks.parse(files["tokenizer.model"])
