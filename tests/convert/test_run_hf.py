@@ -271,6 +271,22 @@ def test_existing_target_is_kept_unless_forced(
     assert {p.name for p in tmp_path.iterdir()} == {"src", "dst", "documents"}
 
 
+def test_more_files_than_a_process_may_open_by_default(tmp_path: Path, convert: Convert) -> None:
+    import resource
+
+    spec = tiny_spec(layers=8)
+    source = write_hf(tmp_path / "src", spec, random_tensors(spec))
+    convert("run", source, tmp_path / "many", "--to", "hf", "--shard-size", "1KB")
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 70
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    try:
+        convert("run", tmp_path / "many", tmp_path / "one", "--to", "hf")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    same(load_folder(tmp_path / "one"), load_folder(source))
+
+
 @pytest.mark.shared
 @pytest.mark.parametrize(
     "case",

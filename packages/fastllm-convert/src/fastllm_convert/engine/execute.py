@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import sys
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastllm_convert.engine.checks import MemberChecks
@@ -49,6 +50,7 @@ def execute(
 
     Returns how many values a cast made infinite.
     """
+    _allow_open_files()
     target = target.absolute()
     folder = target.parent / f".{target.name}.partial"
     with Sources() as sources, ThreadPoolExecutor(threads) as pool:
@@ -62,6 +64,13 @@ def execute(
             journal.remove()
             publish(folder, target, replace=replace, durable=durable)
         return writer.overflowed
+
+
+def _allow_open_files() -> None:
+    """Every source stays open: as many files as the system lets this process have."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # "unlimited" is not a number everywhere
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextmanager
