@@ -274,7 +274,7 @@ def test_existing_target_is_kept_unless_forced(
 def test_more_files_than_a_process_may_open_by_default(tmp_path: Path, convert: Convert) -> None:
     import resource
 
-    spec = tiny_spec(layers=8)
+    spec = tiny_spec(layers=12)
     source = write_hf(tmp_path / "src", spec, random_tensors(spec))
     convert("run", source, tmp_path / "many", "--to", "hf", "--shard-size", "1KB")
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 70
