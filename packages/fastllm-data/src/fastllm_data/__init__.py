@@ -13,6 +13,7 @@ from fastllm_data.errors import UserError
 if TYPE_CHECKING:
     from fastllm_data.blend import BlendedDataset
     from fastllm_data.build import build_datasets
+    from fastllm_data.chat_dataset import ChatDataset, PackedSample
     from fastllm_data.gpt_dataset import GPTDataset, Sample
     from fastllm_data.indexed_dataset import IndexedDataset, IndexedDatasetWriter
 
@@ -20,9 +21,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BlendedDataset",
+    "ChatDataset",
     "GPTDataset",
     "IndexedDataset",
     "IndexedDatasetWriter",
+    "PackedSample",
     "Sample",
     "UserError",
     "__version__",
@@ -31,9 +34,11 @@ __all__ = [
 
 _HOME = {
     "BlendedDataset": "blend",
+    "ChatDataset": "chat_dataset",
     "GPTDataset": "gpt_dataset",
     "IndexedDataset": "indexed_dataset",
     "IndexedDatasetWriter": "indexed_dataset",
+    "PackedSample": "chat_dataset",
     "Sample": "gpt_dataset",
     "build_datasets": "build",
 }

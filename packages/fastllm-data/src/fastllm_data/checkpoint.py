@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import platform
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,9 +21,9 @@ class Checkpoint:
     """A point in the input up to which the output is on disk.
 
     fingerprint: what must be the same when going on. stage: ``build``, or ``publish`` once only
-    renaming is left. source, offset, line: the input's number, the bytes and lines read of it.
-    counts: of the lines before. positions: (tokens, sequences, documents) of each dataset.
-    sizes: bytes of the lists of bad lines.
+    renaming is left. source, offset, line: the input's number, the position in it, and the lines
+    read of it. counts: of the lines before. positions: (tokens, sequences, documents) of each
+    dataset. sizes: bytes of the lists of bad lines.
     """
 
     fingerprint: dict[str, Any]
@@ -74,12 +75,17 @@ def lock_folder(work: Path) -> BinaryIO:
 
     Raises UserError if another process holds it.
     """
-    file = (work / "lock").open("ab")
+    file = (work / "lock").open("a+b")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
+        file.seek(0)
+        who = file.read(100).decode(errors="replace").strip()
         file.close()
-        raise UserError(f"{work}: another run is writing it") from error
+        raise UserError(f"{work}: another run is writing it{who and f' ({who})'}") from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
+    file.flush()
     return file
 
 

@@ -12,6 +12,7 @@ import hashlib
 import mmap
 import os
 import struct
+from array import array
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -223,8 +224,8 @@ class IndexedDatasetWriter:
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self._code = next(code for code, known in DTYPES.items() if known == self.dtype)
         self._bin = self._temporary(".bin").open("wb")
-        self._lengths: list[int] = []
-        self._boundaries = [0]
+        self._lengths = array("i")
+        self._boundaries = array("q", [0])
 
     def _temporary(self, suffix: str) -> Path:
         return self.prefix.with_name(f".{self.prefix.name}{suffix}.{os.getpid()}")

@@ -80,12 +80,33 @@ def empty_folder(folder: Path) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write beside the target, flush to disk, rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=False, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(content, file, ensure_ascii=False, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_sidecar(prefix: Path) -> dict[str, Any] | None:
+    """The sidecar of a dataset; None if there is none. Raises UserError if it is damaged."""
+    path = prefix.with_name(prefix.name + ".meta.json")
+    try:
+        meta: Any = json.loads(path.read_bytes())
+        for key in ("tokenizer", "sha256", "counts", "dtype"):
+            meta[key]
+        int(meta["tokenizer"]["vocab_size"])
+        if not all(isinstance(meta[key], dict) for key in ("sha256", "counts")):
+            raise TypeError("sha256 and counts must be objects")
+        return meta
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a sidecar of fastllm-data: {error!r}") from error
 
 
 def sha256_file(path: Path) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import re
 import shutil
 import sys
 import time
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,12 @@ from fastllm_data.checkpoint import (
     load_checkpoint,
     lock_folder,
 )
+from fastllm_data.documents import SplitText, sentence_splitter
 from fastllm_data.errors import UserError
-from fastllm_data.inputs import Source, add_source, find_sources, sample_texts
+from fastllm_data.feed import add_source, sample_texts
+from fastllm_data.indexed_dataset import IndexedDataset
+from fastllm_data.inputs import Source, find_sources
+from fastllm_data.options import Summary, TokenizeOptions
 from fastllm_data.output import (
     Target,
     empty_folder,
@@ -30,92 +35,29 @@ from fastllm_data.output import (
     targets_of,
     write_json,
 )
+from fastllm_data.places import Places
 from fastllm_data.progress import Progress
 from fastllm_data.tokenizer import Tokenizer, load_tokenizer
 
-CHECKPOINT_BYTES = 256 << 20  # of input: some seconds of work
+__all__ = ["Summary", "TokenizeOptions", "choose_encoder", "job_of", "tokenize"]
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LISTS = ("errors.txt", "quarantine")  # beside the output, if there were bad lines
 
 
-@dataclass(frozen=True)
-class TokenizeOptions:
-    """What to read, with which tokenizer, to where, and how."""
+def tokenize(options: TokenizeOptions, sources: list[Source] | None = None) -> Summary:
+    """Run the whole job. Raises UserError; then nothing is left under the output's names.
 
-    inputs: tuple[str, ...]
-    tokenizer: Path
-    out: Path
-    keys: tuple[str, ...] = ("text",)
-    append_eod: bool = False
-    add_bos: bool = False
-    merges: Path | None = None
-    parse_special: bool | None = None
-    empty_doc: str = "boundary"
-    on_error: str = "stop"
-    workers: int = 1
-    verify_sample: int = 32
-    reference_only: bool = False
-    force: bool = False
-    resume: bool = False
-    checkpoint_bytes: int = CHECKPOINT_BYTES
-
-    def recorded(self) -> dict[str, Any]:
-        """The switches that decide the bytes of the output."""
-        return {
-            "keys": list(self.keys),
-            "append_eod": self.append_eod,
-            "add_bos": self.add_bos,
-            "parse_special": self.parse_special,
-            "empty_doc": self.empty_doc,
-            "on_error": self.on_error,
-        }
-
-
-@dataclass
-class Summary:
-    """What a run did."""
-
-    prefixes: list[str]
-    encoder: str
-    verified_samples: int
-    seconds: float
-    counts: dict[str, int]
-
-    def to_dict(self) -> dict[str, Any]:
-        mb = self.counts["text_bytes"] / 1e6
-        return {
-            "outputs": self.prefixes,
-            **self.counts,
-            "tokens_per_byte": self.counts["tokens"] / max(1, self.counts["text_bytes"]),
-            "encoder": self.encoder,
-            "verified_samples": self.verified_samples,
-            "seconds": round(self.seconds, 3),
-            "mb_per_second": round(mb / max(self.seconds, 1e-9), 2),
-        }
-
-    def to_text(self) -> str:
-        d = self.to_dict()
-        rows = [
-            ("documents", f"{d['documents']:,} ({d['empty_documents']:,} empty)"),
-            ("tokens", f"{d['tokens']:,} ({d['tokens_per_byte']:.3f} a byte)"),
-            ("dropped lines", f"{d['bad_lines']:,}"),
-            ("encoder", f"{d['encoder']}, {d['verified_samples']} texts compared"),
-            ("time", f"{d['seconds']:.2f} s, {d['mb_per_second']:.1f} MB of text a second"),
-        ]
-        rows += [("wrote", f"{prefix}.bin, .idx, .meta.json") for prefix in self.prefixes]
-        lines = [f"{name:14}{value}" for name, value in rows]
-        return "\n".join([*lines, f"next: fastllm-data stats {self.prefixes[0]}"])
-
-
-def tokenize(options: TokenizeOptions) -> Summary:
-    """Run the whole job. Raises UserError; then nothing is left under the output's names."""
-    repeated = [key for key, count in Counter(options.keys).items() if count > 1]
-    if repeated:
-        raise UserError(f"key {repeated[0]!r} is given twice")
-    sources = find_sources(options.inputs)
+    sources: what to read; None: what ``options.inputs`` name.
+    """
+    options.check()
+    if sources is None:
+        sources = find_sources(options.inputs, options.form)
     tokenizer = load_tokenizer(
         options.tokenizer, merges=options.merges, parse_special=options.parse_special
     )
     _check_ids(options, tokenizer)
-    targets = targets_of(options.out, options.keys)
+    targets = targets_of(options.out, options.keys, options.level)
     work = open_work_folder(options.out, targets, force=options.force, resume=options.resume)
     with lock_folder(work):
         if not options.resume:
@@ -124,20 +66,16 @@ def tokenize(options: TokenizeOptions) -> Summary:
         try:
             summary = _run(options, tokenizer, sources, targets, at)
         except InputError as error:
-            shutil.rmtree(work, ignore_errors=True)
-            hint = "--on-error skip or quarantine goes on past bad lines"
-            raise UserError(str(error), hint if re.search(r":\d+: ", str(error)) else "") from error
+            raise _stopped(str(error), work, bad_line=True) from error
         except (OSError, KeyboardInterrupt) as error:
-            # A full disk or a job's time limit: what is done can be kept.
-            kept = (work / STATE_FILE).exists()
-            if not kept:
-                shutil.rmtree(work, ignore_errors=True)
+            # A full disk, a lost connection or a job's time limit: what is done can be kept.
             if isinstance(error, KeyboardInterrupt):
+                if not (work / STATE_FILE).exists():
+                    shutil.rmtree(work, ignore_errors=True)
                 raise
             name = error.filename or options.out
-            raise UserError(
-                f"{name}: {error.strerror or error}", "--resume goes on from here" if kept else ""
-            ) from error
+            full = "free some space first" if error.errno in FULL else ""
+            raise _stopped(f"{name}: {error.strerror or error}", work, advice=full) from error
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
             raise
@@ -145,14 +83,38 @@ def tokenize(options: TokenizeOptions) -> Summary:
     return summary
 
 
+def _stopped(message: str, work: Path, *, bad_line: bool = False, advice: str = "") -> UserError:
+    """The error that ends a run; its work is kept if there is a checkpoint to go on from."""
+    kept = (work / STATE_FILE).exists()
+    if not kept:
+        shutil.rmtree(work, ignore_errors=True)
+    hints = [advice] if advice else []
+    if bad_line and re.search(r":\d+: ", message):
+        hints.append(
+            "--resume with --on-error skip or quarantine goes on from the last checkpoint"
+            if kept
+            else "--on-error skip or quarantine goes on past bad lines"
+        )
+    elif kept:
+        hints.append("--resume goes on from the last checkpoint")
+    return UserError(message, "; ".join(hints))
+
+
 def _fingerprint(
     options: TokenizeOptions, tokenizer: Tokenizer, sources: list[Source]
 ) -> dict[str, Any]:
+    identity = json.dumps([source.identity() for source in sources]).encode()
     return {
         "tokenizer": tokenizer.sha256,
-        "options": options.recorded(),
-        "inputs": [source.describe() for source in sources],
+        "options": options.deciding(),
+        "inputs": hashlib.sha256(identity).hexdigest(),
     }
+
+
+def job_of(options: TokenizeOptions, tokenizer: Tokenizer, sources: list[Source]) -> str:
+    """A hash of all that decides the output; equal jobs write equal files."""
+    content = json.dumps(_fingerprint(options, tokenizer, sources), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _run(
@@ -166,16 +128,17 @@ def _run(
     work = targets[0].work
     name, verified = str(at.fingerprint.get("encoder", "")), 0
     if at.stage == "build":
-        encoder, name, verified = choose_encoder(options, tokenizer, sources)
-        _build(options, tokenizer, encoder, sources, targets, at)
+        split = None
+        if options.split_sentences is not None:
+            split = sentence_splitter(options.split_sentences, options.keep_newlines)
+        encoder, name, verified = choose_encoder(options, tokenizer, sources, split)
+        _build(options, tokenizer, encoder, sources, targets, at, split)
         for target in targets:
-            _write_sidecar(target, options, tokenizer, sources, at.counts, name)
+            _write_sidecar(target, options, tokenizer, sources, at.counts, (name, verified))
         at.stage = "publish"
         at.fingerprint["encoder"] = name
         at.save(work)
-    for suffix in ("errors.txt", "quarantine"):
-        if (work / suffix).exists():
-            (work / suffix).replace(options.out.with_name(f"{options.out.name}.{suffix}"))
+    listed = _publish_lists(work, options.out, at)
     for target in targets:
         target.publish()
     return Summary(
@@ -184,7 +147,19 @@ def _run(
         verified_samples=verified,
         seconds=time.perf_counter() - started,
         counts=at.counts,
+        errors_file=listed,
     )
+
+
+def _publish_lists(work: Path, out: Path, at: Checkpoint) -> str | None:
+    """Move the lists of bad lines to their places; those of an older run go."""
+    for name in LISTS:
+        final = out.with_name(f"{out.name}.{name}")
+        if (work / name).exists():
+            (work / name).replace(final)
+        elif name not in at.sizes:
+            final.unlink(missing_ok=True)
+    return str(out.with_name(f"{out.name}.{LISTS[0]}")) if LISTS[0] in at.sizes else None
 
 
 def _check_ids(options: TokenizeOptions, tokenizer: Tokenizer) -> None:
@@ -195,7 +170,10 @@ def _check_ids(options: TokenizeOptions, tokenizer: Tokenizer) -> None:
 
 
 def choose_encoder(
-    options: TokenizeOptions, tokenizer: Tokenizer, sources: list[Source]
+    options: TokenizeOptions,
+    tokenizer: Tokenizer,
+    sources: list[Source],
+    split: SplitText | None = None,
 ) -> tuple[Encoder, str, int]:
     """The fast encoder if it gives the reference's ids on a sample of every input, else that one.
 
@@ -209,7 +187,7 @@ def choose_encoder(
     fast = tokenizer.load_fast()
     compared = 0
     for source in sources if options.verify_sample else []:
-        texts = sample_texts(source, options.keys, options.verify_sample)
+        texts = sample_texts(source, options.keys, options.verify_sample, split)
         expected = tokenizer.reference.encode(texts) if texts else []
         for text, got, want in zip(texts, fast.encode_batch(texts), expected, strict=True):
             if got != want:
@@ -234,22 +212,27 @@ def _build(
     sources: list[Source],
     targets: list[Target],
     at: Checkpoint,
+    split: SplitText | None,
 ) -> None:
     """Write .bin and .idx of all targets into their work folder, from the checkpoint on."""
     work = targets[0].work
     before = dict(at.counts)
+    places = Places()
     bad = BadLines(work, keep=options.on_error == "quarantine", sizes=at.sizes)
+    source = Source("", "plain", 0)  # the one being read
 
-    def on_bad_line(source: str, line: int, message: str, raw: bytes) -> None:
-        said = bad.add(source, line, message, raw)
+    def on_bad_line(_: str, line: int, message: str, raw: bytes) -> None:
+        said = bad.add(*places.of(source, line), message, raw)
         if bad.count <= BadLines.SHOWN:
-            print(f"warning: {said}", file=sys.stderr)
+            progress.say(f"warning: {said}")
 
-    progress = Progress(sum(s.size for s in sources), before.get("input_bytes", 0))
+    progress = Progress(sum(s.stop - s.begin for s in sources))
+    lines_are_texts = split is None and all(s.format == "text-line" for s in sources)
     builder = DatasetBuilder(
         encoder,
         keys=list(options.keys),
         targets=[(str(t.work_file(".bin")), str(t.work_file(".idx"))) for t in targets],
+        format="text" if lines_are_texts and sources else "json",
         eod_id=tokenizer.eod_id,
         bos_id=tokenizer.bos_id if options.add_bos else None,
         append_eod=options.append_eod,
@@ -262,26 +245,44 @@ def _build(
         on_written=progress.update,
     )
 
-    def counts() -> dict[str, int]:
-        return {name: n + before.get(name, 0) for name, n in builder.counts().items()}
+    def save() -> None:
+        now = builder.counts()
+        at.counts = {name: n + before.get(name, 0) for name, n in now.items()}
+        at.positions, at.sizes = builder.sync(), bad.sync()
+        at.save(work)
 
     saved = 0
+    step = options.checkpoint_bytes
     with progress, bad:
+        progress.pass_over(sum(s.stop - s.begin for s in sources[: at.source]))
         for i in range(at.source, len(sources)):
-            first: tuple[int, int] = (at.offset, at.line) if i == at.source else (0, 0)
-            step = options.checkpoint_bytes
-            for offset, line in add_source(builder, sources[i], *first, step):
-                if builder.counts()["input_bytes"] - saved >= step // 2:
-                    saved = builder.counts()["input_bytes"]
-                    at.reach(i, offset, line)
-                    at.positions, at.counts, at.sizes = builder.sync(), counts(), bad.sync()
-                    at.save(work)
+            source = sources[i]
+            start = (at.offset, at.line) if i == at.source else (0, 0)
+            try:
+                for reached in add_source(
+                    builder, source, options.keys, start, step, progress.meter, split
+                ):
+                    if builder.counts()["input_bytes"] - saved >= step // 2:
+                        saved = builder.counts()["input_bytes"]
+                        at.reach(i, *reached)
+                        save()
+            except InputError as error:
+                raise InputError(_located(str(error), source, places)) from error
         builder.finish()
-        at.counts = counts()
-        bad.sync()
+        at.counts = {n: c + before.get(n, 0) for n, c in builder.counts().items()}
+        at.sizes = bad.sync()
     if bad.count > BadLines.SHOWN:
         where = f"see {options.out}.errors.txt"
         print(f"warning: {bad.count} bad lines in all; {where}", file=sys.stderr)
+
+
+def _located(message: str, source: Source, places: Places) -> str:
+    """The builder's ``SOURCE:LINE: …`` with the file and line that a user knows."""
+    found = re.fullmatch(re.escape(source.name) + r":(\d+): (.*)", message, re.DOTALL)
+    if found is None:
+        return message
+    name, line = places.of(source, int(found[1]))
+    return f"{name}:{line}: {found[2]}"
 
 
 def _write_sidecar(
@@ -290,19 +291,34 @@ def _write_sidecar(
     tokenizer: Tokenizer,
     sources: list[Source],
     counts: dict[str, int],
-    encoder: str,
+    encoder: tuple[str, int],
 ) -> None:
+    made = IndexedDataset(target.work_file(""), check=False)
     content: dict[str, Any] = {
         "schema": 1,
         "made_by": f"fastllm-data {__version__}",
+        "job": job_of(options, tokenizer, sources),
         "tokenizer": tokenizer.describe(),
         "options": options.recorded(),
-        "encoder": encoder,
+        "encoder": encoder[0],
+        "verified_samples": encoder[1],
         "dtype": "int32" if tokenizer.int32 else "uint16",
-        "inputs": [source.describe() for source in sources],
+        "inputs": [_described(source, options.hash_inputs) for source in sources],
         "counts": counts,
+        "dataset": {
+            "documents": made.documents,
+            "sequences": len(made),
+            "tokens": len(made.tokens),
+        },
         "sha256": {
             suffix[1:]: sha256_file(target.work_file(suffix)) for suffix in (".bin", ".idx")
         },
     }
     write_json(target.work_file(".meta.json"), content)
+
+
+def _described(source: Source, with_hash: bool) -> dict[str, Any]:
+    said = source.describe()
+    if with_hash and not source.remote and source.kind in ("plain", "gz", "zst"):
+        said["sha256"] = sha256_file(Path(source.name))
+    return said

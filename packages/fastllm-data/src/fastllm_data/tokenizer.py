@@ -49,6 +49,7 @@ class Tokenizer:
     load_reference: Callable[[], Reference] = field(repr=False)
     load_fast: Callable[[], Encoder] | None = field(default=None, repr=False)
     no_fast_reason: str = ""
+    special_tokens: tuple[str, ...] = ()  # of a tokenizer.json
 
     @cached_property
     def reference(self) -> Reference:
@@ -64,6 +65,7 @@ class Tokenizer:
         return {
             "kind": self.kind,
             "file": self.path.name,
+            "path": str(self.path.absolute()),
             "sha256": self.sha256,
             "vocab_size": self.vocab_size,
             "eod_id": self.eod_id,
@@ -206,6 +208,8 @@ def _json_tokenizer(
         from tokenizers import Tokenizer as HFTokenizer
 
         hf = HFTokenizer.from_buffer(serialized or json.dumps(parsed).encode())
+        hf.no_truncation()  # some files say that texts are to be cut, or filled, to a length
+        hf.no_padding()
         hf.encode_special_tokens = parse_special is False
 
         def encode(texts: list[str]) -> list[list[int]]:
@@ -225,4 +229,5 @@ def _json_tokenizer(
         load_reference=reference,
         load_fast=None if encoder is None else lambda: encoder,
         no_fast_reason=reason,
+        special_tokens=tuple(t["content"] for t in listed if t.get("special")),
     )

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastllm_data.documents import json_lines
 from fastllm_data.errors import UserError
-from fastllm_data.inputs import Source, find_sources, open_source
+from fastllm_data.inputs import Source, find_sources
+from fastllm_data.places import Places
 
 # LLaMA's settings. `identity` keeps every character of the text, so decoding gives it back, and the
 # fast encoder is exact for it. Ids: unk 0, bos 1, eos 2, then the 256 bytes.
@@ -66,6 +68,7 @@ def train_tokenizer(
     *,
     key: str = "text",
     max_bytes: int | None = None,
+    form: str = "auto",
     force: bool = False,
 ) -> Trained:
     """Train on at most ``max_bytes`` of text (None: all); the same text gives the same file.
@@ -75,7 +78,7 @@ def train_tokenizer(
     """
     if vocab_size <= RESERVED:
         raise UserError(f"a vocabulary of {vocab_size} is too small: {RESERVED} ids are reserved")
-    sources = find_sources(inputs)
+    sources = find_sources(inputs, form)
     target = out if out.suffix == ".model" else out / "tokenizer.model"
     if target.exists() and not force:
         raise UserError(f"{target} exists", "--force replaces it")
@@ -135,19 +138,19 @@ class _Texts:
         self.error: UserError | None = None
 
     def __iter__(self) -> Iterator[str]:
+        places = Places()
         try:
             for source in self._sources:
-                with open_source(source) as stream:
-                    for number, line in enumerate(stream, 1):
-                        if not line.strip():
-                            continue
-                        text = self._text(line, f"{source.name}:{number}")
-                        self.documents += 1
-                        # The trainer takes lines; NUL is its end of a string.
-                        yield from (part for part in text.replace("\0", "").split("\n") if part)
-                        self.bytes += len(text.encode())
-                        if self._max_bytes is not None and self.bytes >= self._max_bytes:
-                            return
+                for number, line in enumerate(json_lines(source, (self._key,)), 1):
+                    if not line.strip():
+                        continue
+                    text = self._text(line, ":".join(map(str, places.of(source, number))))
+                    self.documents += 1
+                    # The trainer takes lines; NUL is its end of a string.
+                    yield from (part for part in text.replace("\0", "").split("\n") if part)
+                    self.bytes += len(text.encode())
+                    if self._max_bytes is not None and self.bytes >= self._max_bytes:
+                        return
         except UserError as error:
             self.error = error
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fastllm_data.errors import UserError
-from fastllm_data.indexed_dataset import IndexedDataset
-from fastllm_data.output import sha256_file
+from fastllm_data.indexed_dataset import HEADER, IndexedDataset
+from fastllm_data.output import read_sidecar, sha256_file
 
 CHECK_TOKENS = 1 << 22
 
@@ -31,9 +30,10 @@ class Verdict:
         return {"ok": self.ok, **self.__dict__}
 
 
-def verify(prefix: Path, vocab_size: int | None = None) -> Verdict:
+def verify(prefix: Path, vocab_size: int | None = None, *, modes: bool = False) -> Verdict:
     """Check the index, the token ids, and the checksums of the sidecar if there is one.
 
+    modes: a byte per sequence after the index is right, as Megatron's multimodal builders write.
     Raises UserError only if there is no dataset to look at.
     """
     verdict = Verdict(str(prefix))
@@ -43,13 +43,20 @@ def verify(prefix: Path, vocab_size: int | None = None) -> Verdict:
             raise UserError(
                 f"{path}: no such file", "give the prefix: the path without .bin or .idx"
             )
-    meta = _sidecar(prefix, verdict)
+    meta = None
+    try:
+        meta = read_sidecar(prefix)
+        if meta is None:
+            verdict.notes.append(f"{prefix}.meta.json: no sidecar, so no checksum to compare with")
+    except UserError as error:
+        verdict.problems.append(str(error))
     try:
         dataset = IndexedDataset(prefix)
     except UserError as error:
         verdict.problems.append(str(error))
         return verdict
     verdict.checked.append("index: header, lengths, offsets, document boundaries, file sizes")
+    _check_tail(dataset, modes, verdict)
     vocab = vocab_size
     if vocab is None and meta is not None:
         vocab = int(meta["tokenizer"]["vocab_size"])
@@ -59,20 +66,15 @@ def verify(prefix: Path, vocab_size: int | None = None) -> Verdict:
     return verdict
 
 
-def _sidecar(prefix: Path, verdict: Verdict) -> dict[str, Any] | None:
-    path = prefix.with_name(prefix.name + ".meta.json")
-    if not path.exists():
-        verdict.notes.append(f"{path}: no sidecar, so no checksum to compare with")
-        return None
-    try:
-        meta: Any = json.loads(path.read_bytes())
-        for key in ("tokenizer", "sha256", "counts", "dtype"):
-            meta[key]
-        int(meta["tokenizer"]["vocab_size"])
-        return meta
-    except (ValueError, KeyError, TypeError) as error:
-        verdict.problems.append(f"{path}: not a sidecar of fastllm-data: {error!r}")
-        return None
+def _check_tail(dataset: IndexedDataset, modes: bool, verdict: Verdict) -> None:
+    """The reader takes an index with sequence modes; in a text dataset they are stray bytes."""
+    end = HEADER.size + 12 * len(dataset) + 8 * len(dataset.boundaries)
+    extra = len(dataset.index_bytes) - end
+    if extra and not modes:
+        verdict.problems.append(
+            f"{dataset.idx_path}: byte {end}: {extra} bytes after the index (one a sequence: "
+            "multimodal modes? then give --modes)"
+        )
 
 
 def _check_ids(dataset: IndexedDataset, vocab: int | None, verdict: Verdict) -> None:
@@ -87,7 +89,7 @@ def _check_ids(dataset: IndexedDataset, vocab: int | None, verdict: Verdict) -> 
             at = first + int(wrong.argmax())
             verdict.problems.append(
                 f"{dataset.bin_path}: byte {at * dataset.dtype.itemsize}: id {dataset.tokens[at]} "
-                f"is not in the vocabulary of {vocab}"
+                f"is not in the vocabulary{'' if vocab is None else f' of {vocab}'}"
             )
             return
     if vocab is not None:

@@ -14,13 +14,16 @@ from fastllm_data import __version__
 # Verb → one-line help. The module is ``fastllm_data.cli.<verb>``, its command is ``command``; the
 # line stands here too so that the group's help imports no verb (a test keeps them equal).
 VERBS: dict[str, str] = {
-    "tokenize": "Turn JSONL into a Megatron dataset (.bin, .idx).",
+    "tokenize": "Turn text into a Megatron dataset (.bin, .idx).",
     "preprocess": "Tokenize, with Megatron's preprocess_data.py options.",
+    "tokenize-chat": "Turn chats into tokens and loss masks, for instruction tuning.",
     "train-tokenizer": "Train a SentencePiece BPE tokenizer.",
     "inspect": "Say what a dataset holds; show a document.",
     "decode": "Print documents of a dataset as text.",
     "stats": "Count documents and tokens; histogram, entropy.",
     "merge": "Join datasets into one, in the order given.",
+    "split": "Cut a dataset into several, documents in order.",
+    "sample": "Draw random documents into a dataset of their own.",
     "verify": "Check every byte that can be checked.",
 }
 

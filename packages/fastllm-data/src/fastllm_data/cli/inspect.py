@@ -25,7 +25,11 @@ from fastllm_data.cli.app import ExampleCommand, print_json
     show_default=True,
     help="How many of its tokens to show.",
 )
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="Show it as text, too.")
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    help="To show it as text.  [default: the one it was made with, if it is still there]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     prefix: Path, document: int, tokens: int, tokenizer: Path | None, as_json: bool
@@ -50,12 +54,26 @@ def command(
         result["document"] = document
         result["length"] = len(ids)
         result["ids"] = ids[:tokens].tolist()
-        if tokenizer is not None:
+        path = _recorded_tokenizer(prefix) if tokenizer is None else tokenizer
+        if path is not None:
             from fastllm_data.tokenizer import load_tokenizer
 
-            result["text"] = load_tokenizer(tokenizer).reference.decode(result["ids"])
+            result["text"] = load_tokenizer(path).reference.decode(result["ids"])
     if as_json:
         print_json(result)
         return
     for name, value in result.items():
         click.echo(f"{name:11}{value:,}" if isinstance(value, int) else f"{name:11}{value}")
+
+
+def _recorded_tokenizer(prefix: Path) -> Path | None:
+    """The tokenizer file that the sidecar names, if it is still what it was."""
+    from fastllm_data.output import read_sidecar, sha256_file
+
+    meta = read_sidecar(prefix)
+    said: dict[str, Any] = {} if meta is None else meta["tokenizer"]
+    path = Path(str(said.get("path", "")))
+    # Of a vocab.json the recorded hash is that of vocabulary and merges, so it never matches here.
+    if path.is_file() and sha256_file(path) == said.get("sha256"):
+        return path
+    return None

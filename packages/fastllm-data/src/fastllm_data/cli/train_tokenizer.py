@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from fastllm_data.cli.app import ExampleCommand, print_json
+from fastllm_data.inputs import FORMATS
 
 
 @click.command(
@@ -22,6 +23,10 @@ from fastllm_data.cli.app import ExampleCommand, print_json
     help="File ending in .model, or a folder for tokenizer.model.",
 )
 @click.option("--key", default="text", show_default=True, help="JSON field to read.")
+@click.option(
+    "--format", "form", type=click.Choice(["auto", *FORMATS]), default="auto", metavar="FORMAT",
+    help="What a document is, as for tokenize.",
+)  # fmt: skip
 @click.option("--max-bytes", type=click.IntRange(1), help="Train on this much text at most.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -30,6 +35,7 @@ def command(
     vocab_size: int,
     out: Path,
     key: str,
+    form: str,
     max_bytes: int | None,
     force: bool,
     as_json: bool,
@@ -41,7 +47,9 @@ def command(
     """
     from fastllm_data.train_tokenizer import train_tokenizer
 
-    made = train_tokenizer(inputs, vocab_size, out, key=key, max_bytes=max_bytes, force=force)
+    made = train_tokenizer(
+        inputs, vocab_size, out, key=key, max_bytes=max_bytes, form=form, force=force
+    )
     if as_json:
         print_json(made.to_dict())
         return

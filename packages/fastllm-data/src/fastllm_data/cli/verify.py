@@ -12,8 +12,9 @@ from fastllm_data.cli.app import ExampleCommand, print_json
 @click.command(cls=ExampleCommand, example="fastllm-data verify data/corpus_text_document")
 @click.argument("prefix", type=click.Path(path_type=Path))
 @click.option("--vocab-size", type=click.IntRange(1), help="Default: from the sidecar.")
+@click.option("--modes", is_flag=True, help="The index holds multimodal sequence modes.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(prefix: Path, vocab_size: int | None, as_json: bool) -> int:
+def command(prefix: Path, vocab_size: int | None, modes: bool, as_json: bool) -> int:
     """Check every byte that can be checked.
 
     The index (header, lengths, offsets, boundaries, sizes), every token id, and the checksums in
@@ -21,7 +22,7 @@ def command(prefix: Path, vocab_size: int | None, as_json: bool) -> int:
     """
     from fastllm_data.verify import verify
 
-    verdict = verify(prefix, vocab_size)
+    verdict = verify(prefix, vocab_size, modes=modes)
     if as_json:
         print_json(verdict.to_dict())
     else:
