@@ -16,7 +16,7 @@ from fastllm_data.chat_template import strftime_now
 
 def _shared(environment: Environment) -> dict[str, Any]:
     """What every template of an environment sees."""
-    return cast(dict[str, Any], environment.globals)
+    return cast(dict[str, Any], cast(Any, environment).globals)
 
 
 class Generation(Extension):
@@ -47,7 +47,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
 
-    cast(dict[str, Any], environment.filters)["tojson"] = tojson  # Jinja's own escapes HTML
+    cast(Any, environment).filters["tojson"] = tojson  # Jinja's own escapes HTML
     shared = _shared(environment)
     shared |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
     return environment

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from fastllm_data.errors import UserError
+from fastllm_data.inputs import Source
 from fastllm_data.options import TokenizeOptions
+from fastllm_data.progress import Progress
 from fastllm_data.remote import is_url
 
 RETRIES = 5  # of a shard whose worker or node died; it goes on from its last checkpoint
+POLL_SECONDS = 1.0
 SHARDS_PER_CPU = 4  # enough that the last ones to finish do not keep the rest waiting
 
 
@@ -40,34 +43,46 @@ def cluster_cpus() -> int:
     return int(_ray().cluster_resources().get("CPU", 1))
 
 
-def run_on_ray(options: TokenizeOptions, missing: list[int], shards: int) -> None:
+def run_on_ray(options: TokenizeOptions, missing: list[int], plan: list[list[Source]]) -> None:
     """Do shards on the cluster; ``options.workers`` CPUs each. Nodes must see the same files.
 
     A shard whose process or node dies is done again elsewhere. Raises UserError when one fails.
     """
     ray = _ray()
     absolute = _absolute(options)
+    shards = len(plan)
 
-    def shard_task(shard: int) -> int:
+    def shard_task(shard: int) -> dict[str, int]:
         from fastllm_data.shards import run_shard
 
-        run_shard(absolute, shard, shards)
-        return shard
+        return run_shard(absolute, shard, shards).counts
 
     task: Any = ray.remote(num_cpus=options.workers, max_retries=RETRIES)(shard_task)
     waiting: dict[Any, int] = {task.remote(shard): shard for shard in missing}
-    while waiting:
-        (ready,), _ = ray.wait(list(waiting), num_returns=1)
-        shard = waiting.pop(ready)
-        try:
-            ray.get(ready)
-        except ray.exceptions.RayError as error:
-            for other in waiting:
-                ray.cancel(other)
-            cause = getattr(error, "cause", None) or error
-            hint = getattr(cause, "hint", "") or "--resume goes on with the shards that are left"
-            said = str(cause).strip().splitlines()
-            raise UserError(f"shard {shard}: {said[-1] if said else cause!r}", hint) from error
+    sizes = [sum(source.stop - source.begin for source in part) for part in plan]
+    counts: dict[str, int] = dict.fromkeys(("documents", "tokens", "bad_lines", "input_bytes"), 0)
+    with Progress(sum(sizes)) as progress:
+        progress.pass_over(sum(sizes) - sum(sizes[shard] for shard in missing))
+        while waiting:
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=POLL_SECONDS)
+            for task_id in ready:
+                shard = waiting.pop(task_id)
+                try:
+                    done: dict[str, int] = ray.get(task_id)
+                except ray.exceptions.RayError as error:
+                    for other in waiting:
+                        ray.cancel(other)
+                    raise _failed(shard, error) from error
+                counts = {name: n + done[name] for name, n in counts.items()}
+                progress.meter.bytes += sizes[shard]
+            progress.update(counts)
+
+
+def _failed(shard: int, error: Exception) -> UserError:
+    cause = getattr(error, "cause", None) or error
+    hint = getattr(cause, "hint", "") or "--resume goes on with the shards that are left"
+    said = str(cause).strip().splitlines()
+    return UserError(f"shard {shard}: {said[-1] if said else repr(cause)}", hint)
 
 
 def _absolute(options: TokenizeOptions) -> TokenizeOptions:

@@ -16,7 +16,7 @@ from fastllm_data.output import read_sidecar, targets_of, write_json
 from fastllm_data.tokenize import LISTS, job_of, tokenize
 from fastllm_data.tokenizer import Tokenizer, load_tokenizer
 
-RunShards = Callable[[TokenizeOptions, list[int], int], None]
+RunShards = Callable[[TokenizeOptions, list[int], list[list[Source]]], None]
 
 
 def shards_folder(out: Path) -> Path:
@@ -57,12 +57,18 @@ def plan_shards(sources: Sequence[Source], shards: int) -> list[list[Source]]:
     return plan
 
 
-def run_shard(options: TokenizeOptions, shard: int, shards: int) -> Summary:
-    """Do one part, or what is left of it; one that is complete is left alone."""
-    plan = plan_shards(find_sources(options.inputs, options.form), shards)
+def run_shard(
+    options: TokenizeOptions, shard: int, shards: int, sources: list[Source] | None = None
+) -> Summary:
+    """Do one part, or what is left of it; one that is complete is left alone.
+
+    sources: those of this part; None: to be found.
+    """
+    if sources is None:
+        sources = plan_shards(find_sources(options.inputs, options.form), shards)[shard]
     part = _shard_options(options, shard, shards)
-    done = _finished(part, plan[shard])
-    return tokenize(part, plan[shard]) if done is None else done
+    done = _finished(part, sources)
+    return tokenize(part, sources) if done is None else done
 
 
 def tokenize_in_shards(options: TokenizeOptions, shards: int, run: RunShards) -> Summary:
@@ -82,14 +88,14 @@ def tokenize_in_shards(options: TokenizeOptions, shards: int, run: RunShards) ->
         if _finished(_shard_options(options, shard, shards), plan[shard], tokenizer) is None
     ]
     if missing:
-        run(options, missing, shards)
+        run(options, missing, plan)
     return _join(options, tokenizer, sources, plan, started)
 
 
-def run_here(options: TokenizeOptions, missing: list[int], shards: int) -> None:
+def run_here(options: TokenizeOptions, missing: list[int], plan: list[list[Source]]) -> None:
     """One part after another in this process."""
     for shard in missing:
-        run_shard(options, shard, shards)
+        run_shard(options, shard, len(plan), plan[shard])
 
 
 def prepare(options: TokenizeOptions) -> None:

@@ -74,7 +74,10 @@ class VerbGroup(click.Group):
         super().format_help(ctx, formatter)
 
 
-@click.group(cls=VerbGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=VerbGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="fastllm-data")
 @click.option("--debug", is_flag=True, help="Show tracebacks (also FASTLLM_DEBUG=1).")
 def app(debug: bool) -> None:
