@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,20 +29,28 @@ def _ray() -> Any:
         raise UserError("--engine ray needs Ray", "pip install 'fastllm-data[ray]'") from error
 
 
-def connect() -> Callable[[], None]:
-    """Join the cluster at RAY_ADDRESS, or start one on this machine; returns what ends it."""
+@contextmanager
+def cluster() -> Generator[None]:
+    """The cluster at RAY_ADDRESS, or one started on this machine; or the one joined already."""
     ray = _ray()
     if ray.is_initialized():
-        return lambda: None
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        yield
+        return
     address = os.environ.get("RAY_ADDRESS")
     local: dict[str, Any] = {} if address else {"include_dashboard": False}
-    ray.init(address=address, logging_level="warning", log_to_driver=False, **local)
-    return ray.shutdown
+    # Ray says on stdout which tasks it runs again; that is for what the command prints.
+    with redirect_stdout(sys.stderr):
+        ray.init(address=address, logging_level="warning", log_to_driver=False, **local)
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
-def cluster_cpus() -> int:
-    return int(_ray().cluster_resources().get("CPU", 1))
+def default_shards(workers: int) -> int:
+    """Some for each worker of the cluster."""
+    cpus = int(_ray().cluster_resources().get("CPU", 1))
+    return max(1, SHARDS_PER_CPU * cpus // workers)
 
 
 def run_on_ray(options: TokenizeOptions, missing: list[int], plan: list[list[Source]]) -> None:

@@ -175,16 +175,13 @@ def _run(options: TokenizeOptions, engine: str, shards: int | None, shard: int |
 
         return run_shard(options, shard, shards)
     if engine == "ray":
-        from fastllm_data.ray_engine import SHARDS_PER_CPU, cluster_cpus, connect, run_on_ray
+        from fastllm_data.ray_engine import cluster, default_shards, run_on_ray
         from fastllm_data.shards import prepare, tokenize_in_shards
 
         prepare(options)  # before the seconds that a cluster takes
-        disconnect = connect()
-        try:
-            count = shards or max(1, SHARDS_PER_CPU * cluster_cpus() // options.workers)
+        with cluster():
+            count = shards or default_shards(options.workers)
             return tokenize_in_shards(options, count, run_on_ray)
-        finally:
-            disconnect()
     if shards is not None:
         from fastllm_data.shards import run_here, tokenize_in_shards
 
