@@ -78,10 +78,28 @@ def _messages(value: Any, name: str, role: str) -> Messages:
         said = cast(dict[str, Any], message) if isinstance(message, dict) else {}
         if said.get("role") not in ROLES:
             raise ChatError(f'"{name}": message {number} has no role of {", ".join(ROLES)}')
-        if "content" not in said and "tool_calls" not in said:
+        if said.get("content") is None and not said.get("tool_calls"):
             raise ChatError(f'"{name}": message {number} has no content')
-        found.append(said)
+        try:
+            found.append({**said, "content": _text(said.get("content"))})
+        except ChatError as error:
+            raise ChatError(f'"{name}": message {number}: {error}') from error
     return found
+
+
+def _text(content: Any) -> str:
+    """A message's content as one text: templates print anything else as Python shows it."""
+    if content is None:  # a call of a tool
+        return ""
+    if isinstance(content, str):
+        return content
+    texts: list[str] = []
+    for part in cast(list[Any], content) if isinstance(content, list) else [content]:
+        item = cast(dict[str, Any], part) if isinstance(part, dict) else {}
+        if item.get("type") != "text" or not isinstance(item.get("text"), str):
+            raise ChatError("its content is neither a text nor a list of texts")
+        texts.append(item["text"])
+    return "".join(texts)
 
 
 class ChatEncoder:
