@@ -6,6 +6,8 @@ import gzip
 import json
 import os
 import random
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -111,34 +113,105 @@ def test_stopping_at_any_checkpoint(
     assert not (tmp_path / "cut.partial").exists()
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_kill_9_at_random_moments(seed: int, small_model: Path, tmp_path: Path) -> None:
-    source = corpus(tmp_path / "in.jsonl", 20_000, seed)
-    tokenize(options([source], small_model, tmp_path / "whole", reference_only=True))
-    command = [
-        *(sys.executable, "-m", "fastllm_data", "tokenize", source, "--tokenizer", small_model),
-        *("--append-eod", "--on-error", "quarantine", "--encoder", "reference", "--workers", "2"),
-        *("--checkpoint-mb", "0.05", "--resume", "--out", tmp_path / "cut"),
+def command(source: Path, model: Path, out: Path, *more: str) -> list[str]:
+    args = [
+        sys.executable,
+        "-m",
+        "fastllm_data",
+        "tokenize",
+        str(source),
+        "--tokenizer",
+        str(model),
     ]
-    rng = random.Random(seed)
+    args += ["--append-eod", "--on-error", "quarantine", "--encoder", "reference"]
+    args += ["--workers", "2", "--checkpoint-mb", "0.05", "--resume", "--out", str(out)]
+    return [*args, *more]
+
+
+@pytest.mark.slow
+def test_kill_9_at_20_random_moments(small_model: Path, tmp_path: Path) -> None:
+    """One job is killed and resumed until it has been killed 20 times, then let finish."""
+    source = corpus(tmp_path / "in.jsonl", 60_000)
+    tokenize(options([source], small_model, tmp_path / "whole", reference_only=True))
+    state = tmp_path / "cut.partial" / STATE_FILE
+    rng = random.Random(0)
     kills, status, err = 0, -signal.SIGKILL, b""
-    while status == -signal.SIGKILL and kills < 40:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        deadline = time.monotonic() + rng.uniform(0.15, 0.7)
-        state = tmp_path / "cut.partial" / STATE_FILE
-        # The first kill comes at the first checkpoint: something to go on with, much left to do.
-        while process.poll() is None and (
-            time.monotonic() < deadline if kills else not state.exists()
-        ):
-            time.sleep(0.002)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
+    while status == -signal.SIGKILL:
+        process = subprocess.Popen(
+            command(source, small_model, tmp_path / "cut"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        before = state.read_bytes() if state.exists() else b""
+        # Until there is a new checkpoint, so that the job moves on, and then a random while longer.
+        while process.poll() is None and (not state.exists() or state.read_bytes() == before):
+            time.sleep(0.001)
+        if kills < 20:
+            time.sleep(rng.uniform(0, 0.06))
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
         _, err = process.communicate()
         status = process.returncode
     assert status == 0, err
-    assert kills >= 1
+    assert kills == 20
     assert outputs(tmp_path / "cut") == outputs(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("limit", [3_000, 40_000, 90_000, 150_000])
+def test_a_full_disk_is_said_and_gone_on_from(
+    limit: int, small_model: Path, tmp_path: Path
+) -> None:
+    """No file may grow over ``limit`` bytes, so a write fails: early, late, or in the index."""
+    source = corpus(tmp_path / "in.jsonl", 3000)
+    tokenize(options([source], small_model, tmp_path / "whole", reference_only=True))
+    sizes = [len(content) for content in outputs(tmp_path / "whole").values()]
+    assert max(sizes) > limit
+    args = command(source, small_model, tmp_path / "cut")
+    args[args.index("0.05")] = "0.02"
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+    done = subprocess.run(args, preexec_fn=limited, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert re.search(r"error: \S*cut\.partial/\S+: File too large\n", done.stderr), done.stderr
+    assert "hint: free some space first" in done.stderr
+    names = {path.name for path in tmp_path.iterdir()} - {p.name for p in tmp_path.glob("whole*")}
+    kept = {"cut.partial"} if "--resume" in done.stderr else set[str]()
+    assert names == {"in.jsonl"} | kept
+    assert bool(kept) == (limit > 3_000)
+    assert subprocess.run(args, capture_output=True, check=False).returncode == 0
+    assert outputs(tmp_path / "cut") == outputs(tmp_path / "whole")
+
+
+def test_a_bad_line_late_in_a_run_loses_nothing(small_model: Path, tmp_path: Path) -> None:
+    """Stopped at a bad line, the run goes on past it with another policy."""
+    source = tmp_path / "in.jsonl"
+    lines = [json.dumps({"text": f"fox number {i}"}) for i in range(4000)]
+    lines[3900] = "bad"
+    source.write_text("\n".join(lines))
+
+    def job(out: str, **changed: object) -> TokenizeOptions:
+        return TokenizeOptions(
+            (str(source),), small_model, tmp_path / out, checkpoint_bytes=20_000,
+            **changed,  # pyright: ignore[reportArgumentType]
+        )  # fmt: skip
+
+    with pytest.raises(UserError, match=r"in\.jsonl:3901: column 1: not JSON") as caught:
+        tokenize(job("cut"))
+    assert "--resume with --on-error skip or quarantine" in caught.value.hint
+    assert json.loads((tmp_path / "cut.partial" / STATE_FILE).read_text())["line"] > 3000
+    done = tokenize(job("cut", resume=True, on_error="quarantine"))
+    assert done.counts["documents"] == 3999
+    assert done.errors_file == str(tmp_path / "cut.errors.txt")
+    tokenize(job("whole", on_error="quarantine"))
+    assert outputs(tmp_path / "cut") == outputs(tmp_path / "whole")
+    # A clean run in its place removes the lists of the old one.
+    source.write_text("\n".join(lines[:3900]))
+    assert tokenize(job("cut", force=True)).errors_file is None
+    assert not (tmp_path / "cut.errors.txt").exists()
+    assert not (tmp_path / "cut.quarantine").exists()
 
 
 def test_other_jobs_are_not_resumed(
