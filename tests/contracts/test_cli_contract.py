@@ -24,6 +24,10 @@ HEAVY = {
     "sentencepiece",
     "tokenizers",
     "safetensors",
+    "jinja2",
+    "pyarrow",
+    "fsspec",
+    "ray",
 }
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -131,6 +135,18 @@ def test_a_missing_file_is_refused_by_every_reader(tmp_path: Path) -> None:
         ("data", ("inspect", missing)),
         ("data", ("verify", missing)),
         ("data", ("stats", missing)),
+        ("data", ("merge", missing, "--out", tmp_path / "out")),
+        ("data", ("split", missing, "--parts", "2", "--out", tmp_path / "out")),
+        ("data", ("sample", missing, "--count", "2", "--out", tmp_path / "out")),
+        ("data", ("decode", missing, "--tokenizer", missing)),
+        ("data", ("tokenize-chat", missing, "--tokenizer", missing, "--out", tmp_path / "out")),
+        (
+            "data",
+            (
+                *("preprocess", "--input", missing, "--output-prefix", tmp_path / "out"),
+                *("--tokenizer-type", "HFTokenizer", "--tokenizer-model", missing),
+            ),
+        ),
         ("train", ("run", missing)),
         ("train", ("check", missing)),
         ("train", ("report", missing)),
@@ -206,9 +222,20 @@ def tokenize(source: str, out: str) -> tuple[str, ...]:
     return ("tokenize", source, "--tokenizer", "tok/tokenizer.model", "--out", out)
 
 
-@pytest.mark.parametrize("verb", ["inspect", "verify", "stats"])
-def test_data_json_is_one_object_alone_on_stdout(verb: str, corpus: Path) -> None:
-    done = cli("data", verb, "data_text_document", "--json", cwd=corpus)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "inspect data_text_document",
+        "verify data_text_document",
+        "stats data_text_document",
+        "merge data_text_document data_text_document --out merged",
+        "split data_text_document --parts 3 --out split",
+        "sample data_text_document --count 5 --out sampled",
+        "tokenize corpus.jsonl --tokenizer tok/tokenizer.model --out sharded --shards 3",
+    ],
+)
+def test_data_json_is_one_object_alone_on_stdout(command: str, corpus: Path) -> None:
+    done = cli("data", *command.split(), "--json", cwd=corpus)
     assert done.returncode == 0, done.stderr
     assert isinstance(json.loads(done.stdout), dict)
 
