@@ -125,6 +125,7 @@ class DatasetBuilder {
     std::string partial_;  // the end of a stream that is not yet a whole block
 
     std::deque<std::unique_ptr<Block>> in_flight_;  // in input order
+    size_t in_flight_bytes_ = 0;
     std::vector<std::unique_ptr<Block>> free_blocks_;
     std::vector<std::thread> threads_;
     std::mutex mutex_;

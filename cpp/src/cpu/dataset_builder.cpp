@@ -12,6 +12,7 @@ namespace fastllm {
 namespace {
 
 constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
+constexpr size_t kInFlightBytes = size_t(24) << 20;
 constexpr auto kTick = std::chrono::milliseconds(100);
 
 void add(BuildCounts& total, const BuildCounts& more) {
@@ -105,8 +106,14 @@ std::unique_ptr<DatasetBuilder::Block> DatasetBuilder::new_block() {
 }
 
 void DatasetBuilder::submit(std::unique_ptr<Block> block) {
-    // Enough that no worker waits for the writer, few enough that memory stays small.
-    while (in_flight_.size() >= 2 * threads_.size() + 1) write_front();
+    // Enough that no worker waits for the writer, few enough that memory stays small; fewer still
+    // where lines are so long that blocks are far larger than usual.
+    const size_t blocks = 2 * threads_.size() + 1;
+    const size_t bytes = std::max(kInFlightBytes, blocks * options_.block_bytes);
+    while (in_flight_.size() >= blocks ||
+           (!in_flight_.empty() && in_flight_bytes_ + block->text.size() > bytes))
+        write_front();
+    in_flight_bytes_ += block->text.size();
     {
         const std::lock_guard<std::mutex> lock(mutex_);
         queue_.push_back(block.get());
@@ -141,6 +148,7 @@ void DatasetBuilder::write_front() {
     line_ += result.counts.lines;
     add(counts_, result.counts);
     if (block.file) block.file->done_before(block.end_offset);
+    in_flight_bytes_ -= block.text.size();
     free_blocks_.push_back(std::move(in_flight_.front()));
     in_flight_.pop_front();
     if (observer_.written) observer_.written(counts_);

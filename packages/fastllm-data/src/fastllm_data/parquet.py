@@ -36,6 +36,7 @@ def parquet_pieces(
         raise UserError(
             f"{source.name}: Parquet needs pyarrow", "pip install 'fastllm-data[parquet]'"
         ) from error
+    arrow.set_memory_pool(arrow.system_memory_pool())  # the others keep what they have freed
     row = start
     with open_source(source) as stream:
         try:
