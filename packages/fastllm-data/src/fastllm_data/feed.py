@@ -13,7 +13,6 @@ from fastllm_data.documents import SplitText, pieces
 from fastllm_data.inputs import Source
 from fastllm_data.streams import CHUNK, Meter, open_source
 
-
 # Of one text: the reference library needs a second for a few million, and much memory.
 SAMPLE_CHARACTERS = 1 << 16
 

@@ -70,7 +70,9 @@ def tokenize(options: TokenizeOptions, sources: list[Source] | None = None) -> S
         except (OSError, KeyboardInterrupt) as error:
             # A full disk, a lost connection or a job's time limit: what is done can be kept.
             if isinstance(error, KeyboardInterrupt):
-                if not (work / STATE_FILE).exists():
+                if (work / STATE_FILE).exists():
+                    print("note: --resume goes on from the last checkpoint", file=sys.stderr)
+                else:
                     shutil.rmtree(work, ignore_errors=True)
                 raise
             name = error.filename or options.out
