@@ -1,3 +1,6 @@
+# FASTLLM_EMULATE_PTX: kernels are compiled by nvcc to PTX alone, which stays readable in the objects,
+# and host code is linked to cpp/emulator, which executes it.
+#
 # Decides FASTLLM_WITH_CUDA (0 or 1) and FASTLLM_CUDA_ARCHITECTURES. AUTO never fails for want of nvcc.
 #
 # With FASTLLM_EMULATE the CUDA sources are compiled by the host compiler and linked to cpp/emulator in
@@ -40,9 +43,16 @@ elseif(NOT FASTLLM_CUDA STREQUAL "OFF")
     check_language(CUDA)
     if(CMAKE_CUDA_COMPILER)
         set(CMAKE_CUDA_ARCHITECTURES "${FASTLLM_CUDA_ARCHITECTURES}")
+        if(FASTLLM_EMULATE_PTX)
+            set(CMAKE_CUDA_ARCHITECTURES 80-virtual)
+            set(CMAKE_CUDA_RUNTIME_LIBRARY None)
+            string(APPEND CMAKE_CUDA_FLAGS " --no-compress")
+        endif()
         set(CMAKE_CUDA_STANDARD 17)
         enable_language(CUDA)
         find_package(CUDAToolkit REQUIRED)
+        set(FASTLLM_CUDA_INCLUDE "${CUDAToolkit_INCLUDE_DIRS}")
+        list(GET FASTLLM_CUDA_INCLUDE 0 FASTLLM_CUDA_INCLUDE)
         set(FASTLLM_WITH_CUDA 1)
     elseif(FASTLLM_CUDA STREQUAL "ON")
         message(FATAL_ERROR "FASTLLM_CUDA=ON, but no CUDA compiler was found; put nvcc on PATH or set CUDACXX")
@@ -66,7 +76,11 @@ function(fastllm_add_cuda_sources target)
     endif()
     if(NOT FASTLLM_EMULATE)
         target_sources(${target} PRIVATE ${ARGN})
-        target_link_libraries(${target} PUBLIC CUDA::cudart_static)
+        if(FASTLLM_EMULATE_PTX)
+            target_link_libraries(${target} PUBLIC fastllm_ptx_emulator)
+        else()
+            target_link_libraries(${target} PUBLIC CUDA::cudart_static)
+        endif()
         return()
     endif()
     set(kernels ${ARGN})

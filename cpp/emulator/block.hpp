@@ -132,5 +132,6 @@ Time advance_time();
 
 // When the running launch began: what happened before is ordered before all of it.
 Time launch_started();
+void begin_launch();
 
 }  // namespace emulator

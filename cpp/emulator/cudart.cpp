@@ -33,9 +33,19 @@ cudaError_t cudaGetDevice(int* device) {
 cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-    if (attribute != cudaDevAttrMultiProcessorCount) return cudaErrorInvalidValue;
-    *value = emulator::options().multiprocessors;
-    return cudaSuccess;
+    switch (attribute) {
+        case cudaDevAttrMultiProcessorCount:
+            *value = emulator::options().multiprocessors;
+            return cudaSuccess;
+        case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+            *value = 163 << 10;  // sm_80
+            return cudaSuccess;
+        case cudaDevAttrComputeCapabilityMajor:
+            *value = 8;
+            return cudaSuccess;
+        default:
+            return cudaErrorInvalidValue;
+    }
 }
 
 const char* cudaGetErrorString(cudaError_t error) {

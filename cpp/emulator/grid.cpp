@@ -46,6 +46,7 @@ std::vector<std::uint32_t> block_order(std::uint64_t blocks) {
 Time now() { return clock_now; }
 Time advance_time() { return ++clock_now; }
 Time launch_started() { return launch_time; }
+void begin_launch() { launch_time = advance_time(); }
 
 Options& options() {
     static Options instance;
@@ -70,7 +71,7 @@ bool run_grid(const char* name, dim3 grid, dim3 block, void (*body)(void*), void
     }
     view.block_dim = block;
     view.grid_dim = grid;
-    launch_time = advance_time();
+    begin_launch();
     const std::uint64_t blocks = std::uint64_t{grid.x} * grid.y * grid.z;
     const unsigned threads = block.x * block.y * block.z;
     counters().threads += blocks * threads;

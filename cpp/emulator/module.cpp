@@ -60,6 +60,8 @@ class DeviceArray {
         emulator::copy_from_device(info.ptr, data_, bytes_);
     }
 
+    std::uintptr_t pointer() const { return reinterpret_cast<std::uintptr_t>(data_); }
+
     py::capsule dlpack() {
         auto* managed = new Managed{{}, shape_};
         dlpack::Tensor& t = managed->base.tensor;
@@ -117,7 +119,13 @@ py::dict counters() {
 
 }  // namespace
 
+#ifdef FASTLLM_EMULATED_PTX
+void bind_ptx(py::module_& m);  // ptx_module.cpp
+PYBIND11_MODULE(_emulated_ptx, m) {
+    bind_ptx(m);
+#else
 PYBIND11_MODULE(_emulated, m) {
+#endif
     m.doc() = "fastllm_core's operators on an emulated CUDA device. Tests only.";
     for (const auto bind : fastllm::bindings::binders()) bind(m);
 
@@ -126,6 +134,7 @@ PYBIND11_MODULE(_emulated, m) {
              py::arg("dtype"), py::arg("offset") = 0)
         .def("upload", &DeviceArray::upload)
         .def("download", &DeviceArray::download)
+        .def("pointer", [](const DeviceArray& a) { return a.pointer(); })
         .def("__dlpack__", &DeviceArray::dlpack);
     m.def(
         "set_options",

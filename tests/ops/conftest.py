@@ -73,10 +73,10 @@ class TorchBackend(Backend):
 
 
 class EmulatedBackend(Backend):
-    name = "emulated"
     cuda = True
 
-    def __init__(self, module: ModuleType) -> None:
+    def __init__(self, module: ModuleType, name: str = "emulated") -> None:
+        self.name = name
         self.core: Any = module
         self._described: dict[int, tuple[tuple[int, ...], torch.dtype]] = {}
 
@@ -104,44 +104,65 @@ class EmulatedBackend(Backend):
             pytest.fail(f"the emulator reports (addresses are for addr2line):\n{text}")
 
 
-def _build_emulator() -> Path:
-    """Builds the module of cpp/emulator and returns its path; skips where it cannot be built."""
+def _build_emulator(preset: str, module: str) -> Path:
+    """Builds a module of cpp/emulator and returns its path; skips where it cannot be built."""
     cmake = shutil.which("cmake") or shutil.which("cmake", path=str(Path(sys.executable).parent))
     if cmake is None or shutil.which("g++") is None:
         pytest.skip("building the emulator needs cmake and g++")
-    build = ROOT / "build" / "emulate"
+    build = ROOT / "build" / preset
     build.mkdir(parents=True, exist_ok=True)
     with (build / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for command in (
-            [cmake, "--preset", "emulate", f"-DFASTLLM_PYTHON={sys.executable}"],
-            [cmake, "--build", "--preset", "emulate", "--target", "help"],
+            [cmake, "--preset", preset, f"-DFASTLLM_PYTHON={sys.executable}"],
+            [cmake, "--build", "--preset", preset, "--target", "help"],
         ):
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 pytest.fail(
                     f"{' '.join(command)} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
                 )
-        if "_emulated" not in done.stdout:
+        if module not in done.stdout:
             pytest.skip(
                 "no CUDA headers (FASTLLM_CUDA_INCLUDE) or no pybind11: nothing to emulate with"
             )
-        command = [cmake, "--build", "--preset", "emulate", "--target", "_emulated", "-j2"]
+        command = [cmake, "--build", "--preset", preset, "--target", module, "-j2"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             pytest.fail(f"{' '.join(command)} failed:\n{done.stdout[-6000:]}{done.stderr[-3000:]}")
-    (library,) = (build / "python").glob("_emulated*.so")
+    (library,) = (build / "python").glob(f"{module}.*.so")
     return library
 
 
-@pytest.fixture(scope="session")
-def emulated_module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("_emulated", _build_emulator())
+def _load(name: str, library: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, library)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def emulated_module() -> ModuleType:
+    return _load("_emulated", _build_emulator("emulate", "_emulated"))
+
+
+@pytest.fixture(scope="session")
+def emulated_ptx_module() -> ModuleType:
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc on PATH, so there is no PTX to emulate")
+    return _load("_emulated_ptx", _build_emulator("emulate-ptx", "_emulated_ptx"))
+
+
+@pytest.fixture
+def emulated_ptx(emulated_ptx_module: Any) -> Iterator[EmulatedBackend]:
+    """The PTX that nvcc emits, interpreted under the checker."""
+    emulated_ptx_module.set_options()
+    emulated_ptx_module.clear_reports()
+    emulated_ptx_module.clear_counters()
+    yield EmulatedBackend(emulated_ptx_module, "ptx")
+    emulated_ptx_module.set_options()
 
 
 @pytest.fixture
@@ -167,6 +188,7 @@ def _missing_gpu() -> str | None:
         "avx2",
         "avx512",
         "emulated",
+        "ptx",
         pytest.param("cuda", marks=pytest.mark.gpu),
     ]
 )
@@ -174,6 +196,8 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     name: str = request.param
     if name == "emulated":
         yield request.getfixturevalue("emulated")
+    elif name == "ptx":
+        yield request.getfixturevalue("emulated_ptx")
     elif name == "cuda":
         reason = _missing_gpu()
         if reason is not None:
