@@ -119,13 +119,11 @@ py::dict counters() {
 
 }  // namespace
 
-#ifdef FASTLLM_EMULATED_PTX
-void bind_ptx(py::module_& m);  // ptx_module.cpp
-PYBIND11_MODULE(_emulated_ptx, m) {
-    bind_ptx(m);
-#else
-PYBIND11_MODULE(_emulated, m) {
-#endif
+// The PTX emulator's own controls, in ptx_module.cpp where they are linked.
+void bind_ptx(py::module_& m) __attribute__((weak));
+
+PYBIND11_MODULE(FASTLLM_EMULATED_MODULE, m) {
+    if (bind_ptx != nullptr) bind_ptx(m);
     m.doc() = "fastllm_core's operators on an emulated CUDA device. Tests only.";
     for (const auto bind : fastllm::bindings::binders()) bind(m);
 

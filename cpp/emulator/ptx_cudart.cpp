@@ -147,9 +147,25 @@ cudaError_t cudaFuncSetAttribute(const void* host, cudaFuncAttribute attribute, 
     return cudaSuccess;
 }
 
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int,
+                                                          std::size_t) {
+    *blocks = 1;
+    return cudaSuccess;
+}
+
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*, int,
                                                                    std::size_t, unsigned) {
     *blocks = 1;
     return cudaSuccess;
 }
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t) {
+    if (kind != cudaMemcpyHostToDevice) return cudaErrorInvalidMemcpyDirection;
+    emulator::copy_to_device(to, from, bytes);
+    return cudaSuccess;
+}
+
+// Only for the workspaces of split products, which no instance here has.
+cudaError_t cudaMemsetAsync(void*, int, std::size_t, cudaStream_t) { return cudaErrorNotSupported; }
 }

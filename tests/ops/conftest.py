@@ -124,7 +124,7 @@ def _build_emulator(preset: str, module: str) -> Path:
                 )
         if module not in done.stdout:
             pytest.skip(
-                "no CUDA headers (FASTLLM_CUDA_INCLUDE) or no pybind11: nothing to emulate with"
+                f"{module} is no target: CUDA headers, pybind11 or nvidia-cutlass are missing"
             )
         command = [cmake, "--build", "--preset", preset, "--target", module, "-j2"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -153,6 +153,18 @@ def emulated_ptx_module() -> ModuleType:
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc on PATH, so there is no PTX to emulate")
     return _load("_emulated_ptx", _build_emulator("emulate-ptx", "_emulated_ptx"))
+
+
+@pytest.fixture(scope="session")
+def emulated_gemm_module() -> ModuleType:
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc on PATH, so there is no PTX to emulate")
+    return _load("_emulated_gemm", _build_emulator("emulate-ptx", "_emulated_gemm"))
+
+
+@pytest.fixture
+def emulated_backend() -> type[EmulatedBackend]:
+    return EmulatedBackend
 
 
 @pytest.fixture

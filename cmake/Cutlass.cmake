@@ -1,0 +1,40 @@
+# FASTLLM_CUTLASS_SOURCE: the folder that holds CUTLASS's include/ and examples/, or empty. Taken from
+# CUTLASS_DIR (a checkout of https://github.com/NVIDIA/cutlass), else from the wheel nvidia-cutlass of
+# the Python that is first on PATH.
+set(CUTLASS_DIR "$ENV{CUTLASS_DIR}" CACHE PATH "CUTLASS: the folder with include/cutlass")
+set(FASTLLM_CUTLASS_SOURCE "")
+if(CUTLASS_DIR)
+    if(NOT EXISTS "${CUTLASS_DIR}/include/cutlass/cutlass.h")
+        message(FATAL_ERROR "CUTLASS_DIR=${CUTLASS_DIR} has no include/cutlass/cutlass.h")
+    endif()
+    set(FASTLLM_CUTLASS_SOURCE "${CUTLASS_DIR}")
+else()
+    find_program(FASTLLM_PYTHON python3)
+    execute_process(
+        COMMAND "${FASTLLM_PYTHON}" -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+        OUTPUT_VARIABLE _purelib
+        OUTPUT_STRIP_TRAILING_WHITESPACE
+    )
+    set(_wheel "${_purelib}/cutlass_library/source")
+    if(EXISTS "${_wheel}/include/cutlass/cutlass.h")
+        set(FASTLLM_CUTLASS_SOURCE "${_wheel}")
+    endif()
+endif()
+message(STATUS "fastllm: CUTLASS ${FASTLLM_CUTLASS_SOURCE}")
+
+# fastllm_add_gemm(<target>): the library of GEMMs, one instance a file. NDEBUG: a device assert would
+# put a call into the kernels, which serialises their tensor instructions (ptxas C7510).
+function(fastllm_add_gemm target)
+    file(GLOB sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/src/cuda/gemm/*.cu")
+    add_library(${target} STATIC EXCLUDE_FROM_ALL ${sources})
+    target_link_libraries(${target} PUBLIC fastllm_ops)
+    target_include_directories(
+        ${target} SYSTEM
+        PRIVATE
+            "${FASTLLM_CUTLASS_SOURCE}/include"
+            "${FASTLLM_CUTLASS_SOURCE}/examples/45_dual_gemm"
+            "${FASTLLM_CUTLASS_SOURCE}/examples"
+    )
+    target_compile_definitions(${target} PRIVATE NDEBUG)
+    target_compile_options(${target} PRIVATE --expt-relaxed-constexpr)
+endfunction()

@@ -1,0 +1,87 @@
+// Checks, and the choice of an instance.
+#include <initializer_list>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "../launch.hpp"
+#include "fastllm/gemm.hpp"
+#include "grouped_workspace.hpp"
+#include "tile.cuh"
+
+namespace fastllm::cuda {
+namespace {
+
+void require(const char* op, std::int64_t m, std::int64_t n, std::int64_t k,
+             std::initializer_list<const void*> pointers) {
+    const std::string name = std::string(op) + ": ";
+    for (const std::int64_t size : {m, n, k}) {
+        if (size < 0 || size > std::numeric_limits<int>::max()) {
+            throw std::invalid_argument(name + "a size is negative or over 2^31 - 1");
+        }
+    }
+    if (n == 0 || k == 0 || n % 8 != 0 || k % 8 != 0) {
+        throw std::invalid_argument(name + "n is " + std::to_string(n) + " and k " +
+                                    std::to_string(k) + ", both must be multiples of 8");
+    }
+    if (!aligned16(pointers)) {
+        throw std::invalid_argument(name + "a tensor is not aligned to 16 bytes");
+    }
+}
+
+template <class Args>
+void dispatch(const char* op, void (*bf16)(const Args&, void*), void (*fp16)(const Args&, void*),
+              const Args& args, void* stream) {
+    switch (args.dtype) {
+        case DType::kBFloat16:
+            return bf16(args, stream);
+        case DType::kFloat16:
+            return fp16(args, stream);
+        case DType::kFloat32:
+            break;
+    }
+    throw std::invalid_argument(std::string(op) + ": float32, expected bfloat16 or float16");
+}
+
+using bf16 = cutlass::bfloat16_t;
+using fp16 = cutlass::half_t;
+
+}  // namespace
+
+void linear_bias(const LinearBias& a, void* stream) {
+    require("linear_bias", a.m, a.n, a.k, {a.x, a.w, a.bias, a.y});
+    if (a.m == 0) return;
+    dispatch("linear_bias", &gemm::linear_bias<bf16>, &gemm::linear_bias<fp16>, a, stream);
+}
+
+void linear_bias_gelu(const LinearBiasGelu& a, void* stream) {
+    require("linear_bias_gelu", a.m, a.n, a.k, {a.x, a.w, a.bias, a.y, a.pre});
+    if (a.m == 0) return;
+    dispatch("linear_bias_gelu", &gemm::linear_bias_gelu<bf16>, &gemm::linear_bias_gelu<fp16>, a,
+             stream);
+}
+
+void linear_swiglu(const LinearSwiglu& a, void* stream) {
+    require("linear_swiglu", a.m, a.n, a.k, {a.x, a.wg, a.wu, a.gate, a.up, a.y});
+    if (a.m == 0) return;
+    dispatch("linear_swiglu", &gemm::linear_swiglu<bf16>, &gemm::linear_swiglu<fp16>, a, stream);
+}
+
+void linear_weight_grad(const LinearWeightGrad& a, void* stream) {
+    require("linear_weight_grad", a.m, a.n, a.k, {a.dy, a.x, a.dw});
+    if (a.m == 0) return;
+    dispatch("linear_weight_grad", &gemm::linear_weight_grad<bf16>, &gemm::linear_weight_grad<fp16>,
+             a, stream);
+}
+
+void grouped_linear(const GroupedLinear& a, void* stream) {
+    require("grouped_linear", a.m, a.n, a.k, {a.x, a.w, a.y, a.workspace});
+    if (a.m == 0 || a.groups == 0) return;
+    dispatch("grouped_linear", &gemm::grouped_linear<bf16>, &gemm::grouped_linear<fp16>, a, stream);
+}
+
+std::size_t grouped_workspace_bytes(std::int64_t groups) {
+    return gemm::GroupedWorkspace::bytes(groups);
+}
+
+}  // namespace fastllm::cuda

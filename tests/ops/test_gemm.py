@@ -1,0 +1,131 @@
+"""The CUTLASS products, as the PTX that nvcc emits, against float64, under the checker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+DTYPES = (torch.bfloat16, torch.float16)
+ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+# Odd row counts, sizes that fill no tile, one tile exactly, depths below and above the pipeline's.
+SHAPES = ((1, 8, 8), (67, 136, 96), (128, 128, 128), (130, 72, 264))
+
+
+@pytest.fixture
+def gemm(emulated_gemm_module: Any, emulated_backend: Any) -> Iterator[Any]:
+    emulated_gemm_module.set_options()
+    emulated_gemm_module.clear_reports()
+    yield emulated_backend(emulated_gemm_module, "gemm")
+    emulated_gemm_module.set_options()
+
+
+def randn(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def check(got: torch.Tensor, want: torch.Tensor, terms: torch.Tensor, roundings: int = 1) -> None:
+    """``terms``: the sum of the absolute products, to which float32's error is relative."""
+    dtype = got.dtype
+    bound = want.abs() * ROUNDING.get(dtype, 2.0**-24) * roundings + terms * 2e-6 + 2.0**-24
+    assert ((got.double() - want).abs() <= bound).all()
+
+
+def finish(gemm: Any) -> None:
+    # Where the depth has fewer steps than the pipeline has stages, a stage that no copy filled is
+    # loaded into registers that no product uses.
+    allowed = "uninit-shared"
+    reports = [r for r in gemm.core.reports() if r[0] != allowed]
+    gemm.core.clear_reports()
+    assert reports == []
+
+
+@pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "plain"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_linear_bias(
+    gemm: Any, shape: tuple[int, int, int], dtype: torch.dtype, with_bias: bool
+) -> None:
+    m, n, k = shape
+    x, w, bias = randn(m, k, dtype=dtype), randn(n, k, dtype=dtype, seed=1), randn(n, dtype=dtype)
+    y = gemm.empty((m, n), dtype)
+    gemm.core.linear_bias(gemm.put(x), gemm.put(w), gemm.put(bias) if with_bias else None, y)
+    finish(gemm)
+    want = x.double() @ w.double().t() + (bias.double() if with_bias else 0)
+    check(gemm.get(y), want, x.double().abs() @ w.double().abs().t() + 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
+def test_linear_bias_gelu(gemm: Any, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    m, n, k = shape
+    x, w, bias = randn(m, k, dtype=dtype), randn(n, k, dtype=dtype, seed=1), randn(n, dtype=dtype)
+    y, pre = gemm.empty((m, n), dtype), gemm.empty((m, n), dtype)
+    gemm.core.linear_bias_gelu(gemm.put(x), gemm.put(w), gemm.put(bias), y, pre)
+    finish(gemm)
+    want = x.double() @ w.double().t() + bias.double()
+    terms = x.double().abs() @ w.double().abs().t() + 1
+    check(gemm.get(pre), want, terms)
+    check(gemm.get(y), torch.nn.functional.gelu(want, approximate="tanh"), 2 * terms)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
+def test_linear_swiglu(gemm: Any, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    m, n, k = shape
+    x = randn(m, k, dtype=dtype)
+    wg, wu = (randn(n, k, dtype=dtype, seed=s) * k**-0.5 for s in (1, 2))
+    gate, up, y = (gemm.empty((m, n), dtype) for _ in range(3))
+    gemm.core.linear_swiglu(gemm.put(x), gemm.put(wg), gemm.put(wu), gate, up, y)
+    finish(gemm)
+    for got, w in ((gate, wg), (up, wu)):
+        check(gemm.get(got), x.double() @ w.double().t(), x.double().abs() @ w.double().abs().t())
+    stored = [gemm.get(t).double() for t in (gate, up)]
+    want = torch.nn.functional.silu(stored[0]) * stored[1]
+    check(gemm.get(y), want, want.abs() + 1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
+def test_linear_weight_grad(gemm: Any, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    m, n, k = shape
+    dy, x = randn(m, n, dtype=dtype), randn(m, k, dtype=dtype, seed=1)
+    before = randn(n, k, dtype=torch.float32)
+    dw = gemm.put(before)
+    gemm.core.linear_weight_grad(gemm.put(dy), gemm.put(x), dw)
+    finish(gemm)
+    terms = dy.double().abs().t() @ x.double().abs() + 1
+    check(gemm.get(dw), before.double() + dy.double().t() @ x.double(), terms)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_grouped_linear(gemm: Any, dtype: torch.dtype) -> None:
+    """Groups of many tokens, of one and of none."""
+    sizes = (70, 0, 1, 130, 3)
+    m, n, k = sum(sizes), 72, 104
+    x, w = randn(m, k, dtype=dtype), randn(len(sizes), n, k, dtype=dtype, seed=1)
+    offsets = torch.tensor([0, *sizes]).cumsum(0)
+    y = gemm.empty((m, n), dtype)
+    words = gemm.core.grouped_workspace_bytes(len(sizes)) // 8 + 1
+    workspace = gemm.empty((words,), torch.int64)
+    gemm.core.grouped_linear(gemm.put(x), gemm.put(w), gemm.put(offsets), y, workspace)
+    finish(gemm)
+    got = gemm.get(y)
+    for g in range(len(sizes)):
+        rows = slice(int(offsets[g]), int(offsets[g + 1]))
+        a, b = x[rows].double(), w[g].double().t()
+        check(got[rows], a @ b, a.abs() @ b.abs())
+
+
+def test_refuses(gemm: Any) -> None:
+    x, w = (
+        gemm.put(randn(4, 12, dtype=torch.bfloat16)),
+        gemm.put(randn(8, 12, dtype=torch.bfloat16)),
+    )
+    y = gemm.empty((4, 8), torch.bfloat16)
+    with pytest.raises(ValueError, match="k 12, both must be multiples of 8"):
+        gemm.core.linear_bias(x, w, None, y)
+    with pytest.raises(ValueError, match=r"y has shape \(4,8\), expected"):
+        gemm.core.linear_bias(x, gemm.put(randn(16, 12, dtype=torch.bfloat16)), None, y)
