@@ -240,7 +240,7 @@ void Block::exit_lanes(Warp& warp, std::uint32_t lanes) {
 }
 
 Flow Block::barrier(Warp& warp, std::uint32_t lanes, unsigned id, unsigned threads, bool wait,
-                    int line) {
+                    int line, std::uint32_t yes) {
     if (warp.passed_barrier) {
         warp.passed_barrier = false;
         return Flow::kNext;
@@ -266,6 +266,8 @@ Flow Block::barrier(Warp& warp, std::uint32_t lanes, unsigned id, unsigned threa
     for (unsigned w = 0; w < all; ++w) b.clock[w] = std::max(b.clock[w], warp.clock[w]);
     b.clock[warp.index] = advance_time();
     ++b.arrived;
+    b.threads += static_cast<unsigned>(__builtin_popcount(lanes));
+    b.yes += static_cast<unsigned>(__builtin_popcount(yes));
     if (wait) {
         b.waiting |= 1u << warp.index;
         warp.at_barrier = true;
@@ -284,6 +286,8 @@ void Block::complete(Barrier& barrier) {
         warp.clock = barrier.clock;
         warp.at_barrier = false;
         warp.passed_barrier = true;
+        warp.barrier_threads = barrier.threads;
+        warp.barrier_yes = barrier.yes;
         for (Warp::Fragment& f : warp.fragments) f.waiting = false;
     }
     barrier = Barrier{};

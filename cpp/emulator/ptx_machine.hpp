@@ -70,9 +70,12 @@ class Warp {
     std::uint32_t here = 0;           // lanes of the fragment in execution, predicate or not
     bool at_barrier = false;          // arrived, and not yet let through
     bool passed_barrier = false;      // let through: the next execution of it completes
-    Time synced = kNever;             // the last bar.warp.sync of all lanes
-    std::vector<Time> pair_synced;    // of two lanes, where it was for a part of the warp; 32 x 32
-    std::vector<Time> clock;          // vector clock: what this warp knows of each
+    // Threads at the barrier just passed, and those of them whose predicate held (bar.red).
+    unsigned barrier_threads = 0;
+    unsigned barrier_yes = 0;
+    Time synced = kNever;           // the last bar.warp.sync of all lanes
+    std::vector<Time> pair_synced;  // of two lanes, where it was for a part of the warp; 32 x 32
+    std::vector<Time> clock;        // vector clock: what this warp knows of each
     std::vector<unsigned char> local;
     std::vector<PendingCopy> open[32];  // cp.async since the last commit
     std::deque<std::vector<PendingCopy>> groups[32];
@@ -93,7 +96,7 @@ class Block {
 
     // bar.sync, bar.arrive. `threads` of 0: all of the block.
     Flow barrier(Warp& warp, std::uint32_t lanes, unsigned id, unsigned threads, bool wait,
-                 int line);
+                 int line, std::uint32_t yes = 0);
     void sync_warp(Warp& warp, std::uint32_t lanes);
     void issue_copy(Warp& warp, unsigned lane, const PendingCopy& copy);
     void deliver(Warp& warp, unsigned lane, const std::vector<PendingCopy>& copies);
@@ -107,6 +110,8 @@ class Block {
         unsigned arrived = 0;       // warps
         std::uint32_t waiting = 0;  // which of them
         unsigned expected = 0;
+        unsigned threads = 0;
+        unsigned yes = 0;  // threads whose predicate holds
         int line = 0;
         bool whole_block = false;
         std::vector<Time> clock;  // what those that arrived know

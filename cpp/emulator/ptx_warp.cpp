@@ -32,6 +32,23 @@ Flow barrier(Warp& w, const Instruction& i, std::uint32_t lanes) {
     return w.block->barrier(w, lanes, id, threads, i.detail == 0, i.line);
 }
 
+// bar.red. rows: result, id, predicate. detail: a(nd), o(r), p(opc).
+Flow reducing_barrier(Warp& w, const Instruction& i, std::uint32_t lanes) {
+    const auto id = static_cast<unsigned>(w.row(i.rows[1])[__builtin_ctz(lanes)]);
+    std::uint32_t yes = 0;
+    for_lanes(lanes, [&](unsigned l) {
+        yes |= static_cast<std::uint32_t>((w.row(i.rows[2])[l] != 0) != (i.number != 0)) << l;
+    });
+    if (w.block->barrier(w, lanes, id % 16, 0, true, i.line, yes) == Flow::kWait) {
+        return Flow::kWait;
+    }
+    const std::uint64_t result = i.detail == 'a'   ? w.barrier_yes == w.barrier_threads
+                                 : i.detail == 'o' ? w.barrier_yes != 0
+                                                   : w.barrier_yes;
+    for_lanes(lanes, [&](unsigned l) { w.row(i.rows[0])[l] = result; });
+    return Flow::kNext;
+}
+
 Flow sync_warp(Warp& w, const Instruction& i, std::uint32_t lanes) {
     std::uint32_t members = 0;
     if (gather(w, w.row(i.rows[0]), lanes, i.line, members) == Flow::kWait) return Flow::kWait;
@@ -140,6 +157,21 @@ void block_barrier(Decoding& d, Instruction& out) {
         return;
     }
     d.take("cta");
+    if (d.take("red")) {
+        const std::string what = d.take_any({"and", "or", "popc"});
+        d.take("aligned");
+        d.take_type();
+        require_operands(d, 3);
+        if (what.empty()) d.refuse();
+        const bool negated = d.operand(2)[0] == '!';
+        out.rows[0] = d.destination(d.operand(0));
+        out.rows[1] = d.source(d.operand(1));
+        out.rows[2] = d.source(d.operand(2).substr(negated ? 1 : 0));
+        out.number = negated;
+        out.detail = static_cast<std::uint8_t>(what[0]);
+        out.run = &reducing_barrier;
+        return;
+    }
     const bool arrive = d.take("arrive");
     if (!arrive && !d.take("sync")) d.refuse();
     d.take("aligned");
