@@ -3,6 +3,7 @@
 // Approximate instructions (ex2.approx, rsqrt.approx ...) are computed exactly and rounded once;
 // denormals are kept where .ftz says otherwise.
 #include <algorithm>
+#include <cfenv>
 #include <cmath>
 #include <limits>
 
@@ -155,6 +156,17 @@ struct FusedMultiplyAdd {
     template <class T>
     T operator()(T a, T b, T c) const {
         return std::fma(a, b, c);
+    }
+};
+// .rm, which expf uses. Volatile: the compiler knows nothing of the rounding mode.
+struct FusedMultiplyAddDown {
+    template <class T>
+    T operator()(T a, T b, T c) const {
+        volatile T x = a;
+        std::fesetround(FE_DOWNWARD);
+        volatile T result = std::fma(x, b, c);
+        std::fesetround(FE_TONEAREST);
+        return result;
     }
 };
 struct MultiplyAddLow {
@@ -311,13 +323,18 @@ Flow multiply_wide(Warp& w, const Instruction& i, std::uint32_t lanes) {
 template <bool kAdd>
 void product(Decoding& d, Instruction& out) {
     const std::string part = d.take_any({"lo", "hi", "wide"});
+    const bool down = kAdd && d.take("rm");
     d.take_any({"rn"});
     d.take("ftz");
     const Type type = d.take_type();
     plain_operands(d, out);
     require_operands(d, kAdd ? 4 : 3);
     if (is_float(type)) {
-        if (!part.empty()) d.refuse();
+        if (!part.empty() || (down && type.bits == 16)) d.refuse();
+        if (down) {
+            out.run = float_handler<FusedMultiplyAddDown, 3>(d, type, out);
+            return;
+        }
         if constexpr (kAdd)
             out.run = float_handler<FusedMultiplyAdd, 3>(d, type, out);
         else

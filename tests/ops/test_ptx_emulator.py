@@ -177,6 +177,10 @@ def words(values: list[int]) -> list[int]:
         ("sub.s32 %r5, %r1, 5;", lambda t: t - 5),
         ("mul.hi.s32 %r5, %r1, -3;", lambda t: (t * -3) >> 32),
         ("add.s32 %r6, %r1, 1; div.s32 %r5, -100, %r6;", lambda t: -(100 // (t + 1))),
+        # 2^24 + t, rounded down to a multiple of 2.
+        ("cvt.rn.f32.s32 %f1, %r1; fma.rm.f32 %f1, %f1, 0f3F800000, 0f4B800000; "
+         "cvt.rzi.s32.f32 %r5, %f1;",
+         lambda t: 2**24 + t // 2 * 2),
         ("lop3.b32 %r5, %r1, 12, 10, 0x96;", lambda t: t ^ 12 ^ 10),
         ("prmt.b32 %r5, %r1, 0x44332211, 0x5410;", lambda t: (t & 0xFFFF) | 0x22110000),
         ("shf.l.wrap.b32 %r5, 0x80000001, %r1, 1;", lambda t: (t << 1) | 1),
