@@ -14,6 +14,7 @@ STAGE = StageMemory(
     layers=4,
     weights=20.0,
     gradients=30.0,
+    step_gradients=30.0,
     optimizer=40.0,
     activations=100.0,
     logits=7.0,

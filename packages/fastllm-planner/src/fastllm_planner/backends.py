@@ -32,9 +32,11 @@ class Backend:
     and its mask 1), all but the loss times ``activation_multiplier``. ``stage_buffers``: copies of
     the stage input that the pipeline engine keeps per micro-batch in flight. ``live_params``:
     parameters that ZeRO-3 lets live at once, where it gathers parts of a layer (DeepSpeed's
-    stage3_max_live_parameters). ``optimizer_temp_bytes`` per updated parameter live only in the
-    optimizer step. ``bf16_extra_grad_bytes`` per parameter: DeepSpeed's BF16_Optimizer keeps fp32
-    gradients beside the bf16 ones. ``context_gib``: CUDA context, NCCL and the engine's fixed
+    stage3_max_live_parameters); ``reduce_bucket``: gradients that its ZeRO-1 and 2 reduce at once,
+    in two buffers, ZeRO-1 beside a copy of the rank's own part. ``optimizer_temp_bytes`` per
+    updated parameter live only in the optimizer step. ``bf16_extra_grad_bytes`` per parameter:
+    DeepSpeed's BF16_Optimizer keeps fp32 gradients beside the bf16 ones. ``context_gib``: CUDA
+    context, NCCL and the engine's fixed
     buffers; ``fragmentation``: share that the allocator caches unused.
 
     Time: ``gemm``: share of the device's measured matmul ceiling that a large GEMM of this stack
@@ -87,6 +89,7 @@ class Backend:
     fragmentation: float = 0.04
     stage_buffers: float = 0.0
     live_params: float = 0.0
+    reduce_bucket: float = 0.0
     lazy_gradients: bool = False
     optimizer_temp_bytes: float = 0.0
     bf16_extra_grad_bytes: float = 0.0

@@ -27,6 +27,7 @@ CPU_RUNTIME_GIB = 0.7
 class StageMemory:
     """Bytes that one rank of pipeline stage ``stage`` needs at its peak.
 
+    ``gradients`` is while they are made, ``step_gradients`` what is left of them in the step.
     Transients exist only at the peak they cause: ``logits`` and ``workspace`` in the backward pass,
     ``optimizer_temporaries`` in the optimizer step; ``peak_in`` says which peak is the larger.
     ``allocated`` is what torch's allocator reports as its maximum; ``total`` is what nvidia-smi
@@ -37,6 +38,7 @@ class StageMemory:
     layers: int
     weights: float
     gradients: float
+    step_gradients: float
     optimizer: float
     activations: float
     logits: float
@@ -64,7 +66,7 @@ class StageMemory:
 
     @property
     def optimizer_peak(self) -> float:
-        return self.states + self.optimizer_temporaries
+        return self.weights + self.step_gradients + self.optimizer + self.optimizer_temporaries
 
     @property
     def peak_in(self) -> str:
@@ -247,6 +249,13 @@ def stage_memory(
     sums = model_sums(spec)
     held, experts = _stage_params(sums, spec, layout, stage)
     weights, gradients, optimizer = _states(layout, backend, held, experts)
+    step_gradients = gradients
+    if backend.reduce_bucket and layout.zero_stage in (1, 2) and layout.shard_size > 1:
+        # The rank's averaged part outlives the buckets, and in ZeRO-1 the gradients themselves.
+        averaged = backend.grad_bytes * optimizer / backend.optimizer_bytes
+        step_gradients = averaged
+        gradients = max(gradients, averaged) + (averaged if layout.zero_stage == 1 else 0.0)
+        gradients += 2.0 * backend.grad_bytes * min(backend.reduce_bucket, held)
     layers = stage_layers(spec.layers, layout.pp)[stage]
     tokens = layout.micro_batch * layout.seq_len / layout.cp
     saved = saved_bytes_per_token(spec, layout, backend) * tokens
@@ -280,6 +289,7 @@ def stage_memory(
         layers=layers,
         weights=weights,
         gradients=gradients,
+        step_gradients=step_gradients,
         optimizer=optimizer,
         activations=activations,
         logits=logits,

@@ -24,7 +24,7 @@ def memory_parts(stage: StageMemory) -> dict[str, float]:
     parts = dict.fromkeys((key for key, _ in PARTS), 0.0)
     parts["weights"], parts["optimizer"] = stage.weights, stage.optimizer
     if stage.peak_in != "backward":
-        parts["gradients"] = stage.gradients
+        parts["gradients"] = stage.step_gradients
         parts["transient"] = stage.optimizer_temporaries
     else:
         parts["gathered"] = stage.gathered_layers
