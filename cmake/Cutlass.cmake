@@ -11,11 +11,13 @@ if(CUTLASS_DIR)
 else()
     find_program(FASTLLM_PYTHON python3)
     execute_process(
-        COMMAND "${FASTLLM_PYTHON}" -c "import sysconfig; print(sysconfig.get_path('purelib'))"
-        OUTPUT_VARIABLE _purelib
+        COMMAND
+            "${FASTLLM_PYTHON}" -c
+            "import importlib.util as u; s = u.find_spec('cutlass_library'); print(s.submodule_search_locations[0] if s else '')"
+        OUTPUT_VARIABLE _cutlass_library
         OUTPUT_STRIP_TRAILING_WHITESPACE
     )
-    set(_wheel "${_purelib}/cutlass_library/source")
+    set(_wheel "${_cutlass_library}/source")
     if(EXISTS "${_wheel}/include/cutlass/cutlass.h")
         set(FASTLLM_CUTLASS_SOURCE "${_wheel}")
     endif()

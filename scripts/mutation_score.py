@@ -2,16 +2,14 @@
 
     python scripts/mutation_score.py [--only TEXT]    # exit 0 when all that are bugs are reported
 
-Each mutant is compiled against the built emulator (``make test-emulate``, or any emulated test,
-builds it), and its op runs on shapes that reach every path: rows over several blocks, a row longer
-than a block's registers, odd columns, unaligned memory. What counts is a report: a bug that only
-makes values wrong is not counted as found.
+Each mutant is compiled against the built emulator (any emulated test of tests/ops builds it), and
+its op runs on the shapes of mutation_runs.py. What counts is a report: a bug that only makes values
+wrong is not counted as found, nor is a launch that never ends.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import shlex
 import shutil
@@ -22,7 +20,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import torch
+from mutation_runs import RUNS, Device, load
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build/emulate"
@@ -30,127 +28,13 @@ CUDA = ROOT / "cpp/src/cuda"
 MODULE_FOLDER = BUILD / "cpp/emulator"
 
 
-def load(library: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("_emulated", library)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-class Device:
-    """Arrays of the emulated device; the second in a row is not aligned to 16 bytes if asked."""
-
-    def __init__(self, core: Any) -> None:
-        self.core = core
-
-    def put(self, tensor: torch.Tensor, offset: int = 0) -> Any:
-        array = self.empty(*tensor.shape, dtype=tensor.dtype, offset=offset)
-        array.upload(tensor.contiguous().view(torch.uint8).numpy())
-        return array
-
-    def empty(self, *shape: int, dtype: torch.dtype = torch.float32, offset: int = 0) -> Any:
-        return self.core.DeviceArray(list(shape), str(dtype).removeprefix("torch."), offset)
-
-    def random(self, *shape: int, offset: int = 0) -> Any:
-        return self.put(torch.randn(*shape), offset)
-
-
-SHAPES = ((9, 33), (11, 600), (40, 24), (3, 9000))
-
-
-def run_rmsnorm(d: Device) -> None:
-    for rows, cols in SHAPES:
-        x, w, y, rstd = d.random(rows, cols), d.random(cols), d.empty(rows, cols), d.empty(rows)
-        d.core.rmsnorm_fwd(x, None, w, y, None, rstd, 1e-6)
-        parts = d.core.rmsnorm_bwd_parts(rows, cols, True)
-        dx, dw, partial = d.empty(rows, cols), d.empty(cols), d.empty(parts, cols)
-        given = d.put(torch.ones(rows))
-        d.core.rmsnorm_bwd(d.random(rows, cols), x, w, given, None, dx, dw, partial)
-
-
-def run_layernorm(d: Device) -> None:
-    for rows, cols in SHAPES:
-        x, w, b = d.random(rows, cols), d.random(cols), d.random(cols)
-        y, mean, rstd = d.empty(rows, cols), d.empty(rows), d.empty(rows)
-        d.core.layernorm_fwd(x, None, w, b, y, None, mean, rstd, 1e-5)
-        parts = d.core.layernorm_bwd_parts(rows, cols, True)
-        dx, dw, db = d.empty(rows, cols), d.empty(cols), d.empty(cols)
-        partial = d.empty(2, parts, cols)
-        given = d.put(torch.ones(rows))
-        d.core.layernorm_bwd(d.random(rows, cols), x, w, given, given, None, dx, dw, db, partial)
-
-
-def run_glu(d: Device) -> None:
-    for count, offset in ((1000, 0), (1001, 0), (64, 1)):
-        gate, up = d.random(count, offset=offset), d.random(count)
-        d.core.glu_fwd(gate, up, d.empty(count), "silu")
-        d.core.glu_bwd(d.random(count), gate, up, d.empty(count), d.empty(count), "gelu")
-
-
-def run_bias_gelu(d: Device) -> None:
-    for rows, cols in ((70, 24), (5, 33), (3, 1100)):
-        x, b = d.random(rows, cols), d.random(cols)
-        d.core.bias_gelu_fwd(x, b, d.empty(rows, cols))
-        partial = d.empty(d.core.bias_gelu_bwd_parts(rows, cols, True), cols)
-        dx, db = d.empty(rows, cols), d.empty(cols)
-        d.core.bias_gelu_bwd(d.random(rows, cols), x, b, dx, db, partial)
-
-
-def run_cross_entropy(d: Device) -> None:
-    for rows, cols in ((9, 33), (3, 5000)):
-        x = d.random(rows, cols)
-        labels = torch.arange(rows) % cols
-        labels[0] = cols + 100_000
-        on_device = d.put(labels)
-        d.core.cross_entropy_fwd(x, on_device, d.empty(rows), d.empty(rows), d.empty(rows))
-        d.core.cross_entropy_loss(x, on_device, d.empty(rows), d.empty(rows))
-        lse, dloss = d.random(rows), d.random(rows)
-        d.core.cross_entropy_bwd(x, on_device, lse, dloss, d.empty(rows, cols))
-
-
-def run_softmax(d: Device) -> None:
-    for shape in ((2, 3, 5, 33), (1, 1, 3, 9000)):
-        for causal in (False, True):
-            x, y, dx = d.random(*shape), d.empty(*shape), d.empty(*shape)
-            d.core.softmax_fwd(x, None, None, y, 1.0, causal)
-            d.core.softmax_bwd(x, d.random(*shape), dx, 1.0, causal)
-
-
-def run_grad_norm(d: Device) -> None:
-    for count in (1001, 20003):
-        d.core.squared_sum(d.random(count), d.empty(d.core.squared_sum_parts(count, True)))
-
-
-def run_adamw(d: Device) -> None:
-    for count in (1000, 1001):
-        state = [d.random(count), d.random(count), d.put(torch.zeros(count))]
-        state.append(d.put(torch.ones(count)))
-        d.core.adamw(*state, None, None, 1e-3, 0.9, 0.99, 1e-8, 0.1, 1)
-
-
-def run_moe_permute(d: Device) -> None:
-    for cols in (33, 2000):
-        slots = torch.arange(20).view(10, 2)
-        slots[3, 1] = -1
-        on_device, x, y = d.put(slots), d.random(10, cols), d.random(20, cols)
-        d.core.moe_permute(on_device, x, d.empty(20, cols))
-        d.core.moe_combine(on_device, None, y, d.empty(10, cols))
-        w, dy, dw = d.random(10, 2), d.empty(20, cols), d.empty(10, 2)
-        d.core.moe_combine_bwd(on_device, w, x, y, dy, dw)
-
-
-RUNS = {name.removeprefix("run_"): f for name, f in list(globals().items()) if name[:4] == "run_"}
-
-
 def run(library: Path, op: str) -> list[str]:
     """Kinds of what the emulator reports, in a process of its own: a mutant may crash it."""
     command = [sys.executable, __file__, "--run", op, "--library", str(library)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     except subprocess.TimeoutExpired:
-        return []  # nor is a launch that never ends
+        return []
     if done.returncode < 0:
         return []  # a signal, which is no report
     if done.returncode != 0:
@@ -160,7 +44,7 @@ def run(library: Path, op: str) -> list[str]:
 
 
 def reports_of(library: Path, op: str) -> list[str]:
-    core = load(library)
+    core = load("_emulated", library)
     kinds: set[str] = set()
     for schedule in (0, 1, 5):
         core.set_options(schedule=schedule)
@@ -228,7 +112,7 @@ def main() -> int:
     built = list((BUILD / "python").glob("_emulated*.so"))
     if not built:
         print("error: the emulator is not built", file=sys.stderr)
-        print("hint: make test-emulate", file=sys.stderr)
+        print("hint: pytest tests/ops -k emulated", file=sys.stderr)
         return 2
     for op in RUNS:
         kinds = run(built[0], op)

@@ -3,6 +3,7 @@
 #include "block.hpp"
 #include "device_memory.hpp"
 #include "emulator.hpp"
+#include "host_memory.hpp"
 #include "report.hpp"
 
 namespace emulator {
@@ -152,10 +153,18 @@ void access_shared(Block& block, std::size_t offset, std::size_t bytes, Access k
 void access(const void* address, std::size_t bytes, Access kind, const void* site) {
     Block* block = current_block();
     if (block == nullptr || !options().check) return;
+    block->count_access();
     const auto* p = static_cast<const unsigned char*>(address);
     if (is_device_address(p)) return access_global(*block, p, bytes, kind, site);
-    const auto offset = static_cast<std::size_t>(p - block->shared().bytes.data());
-    if (offset < SharedMemory::kCapacity) access_shared(*block, offset, bytes, kind, site);
+    const auto offset = reinterpret_cast<std::uintptr_t>(p) -
+                        reinterpret_cast<std::uintptr_t>(block->shared().bytes.data());
+    if (offset < SharedMemory::kCapacity) {
+        return access_shared(*block, offset, bytes, kind, site);
+    }
+    if (block->on_own_stack(p) || is_mapped(p, bytes)) return;
+    report("out-of-bounds", "%s of %zu bytes at %s, at %p, which is no memory of the device",
+           kind == Access::kRead ? "read" : "write", bytes, module_offset(site).c_str(), address);
+    block->abandon();
 }
 
 }  // namespace emulator

@@ -8,8 +8,8 @@
 
 namespace emulator {
 
-// Called before the access happens. `site` is the code address it comes from. Addresses that are
-// neither global nor shared (a thread's own variables) are ignored.
+// Called before the access happens. `site` is the code address it comes from. Of other
+// addresses (a thread's own variables, arguments, static data) it is checked only that they exist.
 void access(const void* p, std::size_t bytes, Access kind, const void* site);
 
 // For transactions.cpp: `offset` is an address within global or shared memory.

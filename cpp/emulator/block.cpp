@@ -218,6 +218,18 @@ unsigned char* Block::shared_variable(const void* key, std::size_t bytes, std::s
     return shared_.bytes.data() + offset;
 }
 
+void Block::count_access() {
+    if (++accesses_ <= kMostAccesses) return;
+    report("deadlock", "the block has made %llu accesses and does not end",
+           static_cast<unsigned long long>(kMostAccesses));
+    abandon();
+}
+
+bool Block::on_own_stack(const void* p) const {
+    const auto offset = static_cast<const unsigned char*>(p) - stacks_.of(view.linear);
+    return offset >= 0 && offset < static_cast<std::ptrdiff_t>(Stacks::kBytes);
+}
+
 bool Block::ordered_before_now(unsigned other, Time when) const {
     const unsigned me = view.linear;
     if (other == me || when < barrier_time_) return true;
@@ -229,16 +241,25 @@ bool Block::ordered_before_now(unsigned other, Time when) const {
 
 void Block::report_deadlock() {
     unsigned at_barrier = 0;
-    unsigned in_warp_op = 0;
-    Site site;
-    for (const Thread& t : threads_) {
-        at_barrier += t.state == Thread::State::kAtBarrier;
-        in_warp_op += t.state == Thread::State::kInWarpOp;
-        if (t.state != Thread::State::kDone) site = t.site;
+    for (const Thread& t : threads_) at_barrier += t.state == Thread::State::kAtBarrier;
+    for (std::size_t w = 0; w < warps_.size(); ++w) {
+        for (const Collective& c : warps_[w].slots) {
+            if (c.unread == 0 || c.arrived == c.mask) continue;
+            enter(static_cast<unsigned>(w) * 32 +
+                  static_cast<unsigned>(__builtin_ctz(c.arrived & c.unread)));
+            report("deadlock",
+                   "lanes %08x of warp %zu wait at %s for lanes %08x, which never come; %u threads "
+                   "have returned, %u wait at __syncthreads",
+                   c.arrived, w, c.site.text().c_str(), c.mask & ~c.arrived, done_, at_barrier);
+        }
     }
-    report("deadlock",
-           "%u threads returned, %u wait at __syncthreads, %u in warp operations, one at %s", done_,
-           at_barrier, in_warp_op, site.text().c_str());
+    for (unsigned i = 0; i < threads_.size(); ++i) {
+        if (threads_[i].state != Thread::State::kAtBarrier) continue;
+        enter(i);
+        report("deadlock", "%u threads have returned, %u wait at __syncthreads, one at %s", done_,
+               at_barrier, threads_[i].site.text().c_str());
+        return;
+    }
 }
 
 bool Block::run(void (*body)(void*), void* argument) {
@@ -262,6 +283,7 @@ bool Block::run(void (*body)(void*), void* argument) {
     }
     for (unsigned i = 0; i < count; ++i) make_ready(options().schedule == 1 ? count - 1 - i : i);
 
+    accesses_ = 0;
     running_block = this;
     enter(take_ready());
     switch_context(main_, current_->context);

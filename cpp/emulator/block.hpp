@@ -90,11 +90,17 @@ class Block {
     // Whether what thread `other` did at `when` is ordered before what the running thread does now.
     bool ordered_before_now(unsigned other, Time when) const;
 
+    // One more access of the running thread; gives a block up that makes them without end.
+    void count_access();
+    // Whether an address is in the running thread's own variables.
+    bool on_own_stack(const void* p) const;
+
     SharedMemory& shared() { return shared_; }
     Time started() const { return started_; }
     bool running() const { return current_ != nullptr; }
 
   private:
+    static constexpr std::uint64_t kMostAccesses = std::uint64_t{1} << 32;
     static void thread_main();
     void make_ready(unsigned index);
     unsigned take_ready();
@@ -120,6 +126,7 @@ class Block {
     Site barrier_site_;
     Time barrier_time_ = kNever;
     Time started_ = kNever;
+    std::uint64_t accesses_ = 0;
     bool abandoned_ = false;
     std::mt19937 random_;
 };

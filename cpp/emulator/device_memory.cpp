@@ -52,7 +52,9 @@ DeviceBuffer* find_buffer(const void* p, std::size_t bytes, const DeviceBuffer**
     Arena& a = arena();
     const auto* address = static_cast<const unsigned char*>(p);
     const auto inside = [&](const DeviceBuffer& b) {
-        return address >= b.base && address + bytes <= b.base + b.bytes;
+        // Addresses near the end of the address space must not wrap around.
+        return address >= b.base && bytes <= b.bytes &&
+               static_cast<std::size_t>(address - b.base) <= b.bytes - bytes;
     };
     *nearest = nullptr;
     if (a.last != nullptr && inside(*a.last)) return a.last;

@@ -28,6 +28,10 @@ std::vector<std::string> kernel_names();
 // Text of the module that a kernel is in. Throws std::out_of_range.
 const std::string& module_text(const std::string& kernel);
 
+// Lines of the module's text that launches of this kernel have executed, ascending. Throws
+// std::out_of_range.
+std::vector<int> reached_lines(const std::string& kernel);
+
 // `arguments[i]` points to the i-th parameter. Returns false, with a report made, when the launch
 // could not be completed.
 bool launch(const std::string& kernel, dim3 grid, dim3 block, std::size_t dynamic_shared,

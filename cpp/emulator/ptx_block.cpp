@@ -175,6 +175,7 @@ bool Block::step(Warp& warp, int& turn) {
             lanes &= i.guard_negated ? ~holds : holds;
         }
         warp.here = fragment.lanes;
+        program_.reached[fragment.pc] |= lanes != 0;
         const Flow flow = lanes == 0 ? Flow::kNext : i.run(warp, i, lanes);
         if (flow == Flow::kWait) {
             fragment.waiting = true;

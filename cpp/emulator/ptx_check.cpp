@@ -78,7 +78,8 @@ class Block::Check {
                 uninitialised_reported_ = true;
                 block_.about(warp_, lane_);
                 report(shared_ ? "uninit-shared" : "uninit-global",
-                       "read at line %d of what nothing wrote", line_);
+                       "read at line %d, %s, of what nothing wrote", line_,
+                       block_.opcode_at(line_));
             }
             cell.written = shared_ ? block_.started_ : kBeforeAnyLaunch;
             cell.writer = me;
@@ -124,6 +125,13 @@ namespace {
 
 }  // namespace
 
+const char* Block::opcode_at(int line) const {
+    for (const Instruction& i : program_.code) {
+        if (i.line == line) return i.text->c_str();
+    }
+    return "?";
+}
+
 unsigned char* Block::reach_global(Warp& warp, unsigned lane, std::uint64_t address,
                                    std::size_t bytes, Access kind, int line) {
     auto* p = reinterpret_cast<unsigned char*>(address);
@@ -152,7 +160,7 @@ unsigned char* Block::reach_global(Warp& warp, unsigned lane, std::uint64_t addr
 
 unsigned char* Block::reach_shared(Warp& warp, unsigned lane, std::uint64_t address,
                                    std::size_t bytes, Access kind, int line) {
-    if (address + bytes > shared_.size() || !cells_[address].allocated ||
+    if (bytes > shared_.size() || address > shared_.size() - bytes || !cells_[address].allocated ||
         !cells_[address + bytes - 1].allocated) {
         about(warp, lane);
         refuse_address("out-of-bounds", "shared", address, bytes, line);
@@ -191,23 +199,26 @@ unsigned char* Block::reach(Warp& warp, unsigned lane, Space space, std::uint64_
                 space = Space::kGlobal;
         }
         address &= ~kWindowMask;
+    } else if (space == Space::kShared) {
+        address &= 0xffffffffu;  // of a 32-bit register
     }
     switch (space) {
         case Space::kGlobal:
         case Space::kGeneric:
             return reach_global(warp, lane, address, bytes, kind, line);
         case Space::kShared:
-            return reach_shared(warp, lane, address & 0xffffffffu, bytes, kind, line);
+            return reach_shared(warp, lane, address, bytes, kind, line);
         case Space::kLocal: {
             const std::size_t each = program_.kernel->local_bytes;
-            if (address + bytes > each || address % bytes != 0) {
+            if (bytes > each || address > each - bytes || address % bytes != 0) {
                 about(warp, lane);
                 refuse_address("out-of-bounds", "local", address, bytes, line);
             }
             return warp.local.data() + lane * each + address;
         }
         case Space::kParam:
-            if (address + bytes > launch_.params.size() || kind != Access::kRead) {
+            if (bytes > launch_.params.size() || address > launch_.params.size() - bytes ||
+                kind != Access::kRead) {
                 about(warp, lane);
                 refuse_address("out-of-bounds", "parameter", address, bytes, line);
             }

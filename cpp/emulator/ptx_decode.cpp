@@ -68,6 +68,7 @@ class Decoder final : public Decoding {
         }();
         program_->code.push_back(one(kReturn));
         program_->rows = next_row_;
+        program_->reached.assign(program_->code.size(), 0);
         return std::move(program_);
     }
 
@@ -268,7 +269,8 @@ class Decoder final : public Decoding {
             begin = end;
         }
         const bool known =
-            decode_arithmetic(opcode, *this, out) || decode_conversion(opcode, *this, out) ||
+            decode_arithmetic(opcode, *this, out) || decode_bits(opcode, *this, out) ||
+            decode_move(opcode, *this, out) || decode_conversion(opcode, *this, out) ||
             decode_memory(opcode, *this, out) || decode_async_copy(opcode, *this, out) ||
             decode_warp(opcode, *this, out) || decode_matrix(opcode, *this, out);
         if (!known || !modifiers_.empty()) refuse();

@@ -115,6 +115,18 @@ const std::string& module_text(const std::string& kernel) {
     return entries().at(kernel).module->text;
 }
 
+std::vector<int> reached_lines(const std::string& kernel) {
+    std::vector<int> lines;
+    const Entry& entry = entries().at(kernel);
+    if (!entry.program) return lines;  // never launched
+    for (std::size_t i = 0; i < entry.program->code.size(); ++i) {
+        const int line = entry.program->code[i].line;
+        if (entry.program->reached[i] != 0 && line > 0) lines.push_back(line);
+    }
+    std::sort(lines.begin(), lines.end());
+    return lines;
+}
+
 std::vector<std::size_t> parameter_bytes(const std::string& kernel) {
     std::vector<std::size_t> bytes;
     for (const Variable& v : entries().at(kernel).kernel->params) bytes.push_back(v.bytes);

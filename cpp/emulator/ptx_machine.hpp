@@ -30,7 +30,7 @@ inline constexpr std::uint32_t kAllLanes = 0xffffffffu;
 struct Abandoned {};
 
 struct Launch {
-    const Program* program;
+    Program* program;
     dim3 grid;
     dim3 block;
     std::size_t dynamic_shared;
@@ -101,6 +101,8 @@ class Block {
     void issue_copy(Warp& warp, unsigned lane, const PendingCopy& copy);
     void deliver(Warp& warp, unsigned lane, const std::vector<PendingCopy>& copies);
 
+    // The instruction at a line of the module's text.
+    const char* opcode_at(int line) const;
     // A report about a thread.
     void about(const Warp& warp, unsigned lane) const;
     const Launch& launch() const { return launch_; }
@@ -131,7 +133,7 @@ class Block {
                                 Access kind, int line);
 
     const Launch& launch_;
-    const Program& program_;
+    Program& program_;
     unsigned threads_;
     std::vector<Warp> warps_;
     std::vector<unsigned char> shared_;

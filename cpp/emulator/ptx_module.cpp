@@ -45,6 +45,7 @@ void bind_ptx(py::module_& m) {
     m.def("ptx_text", [](const std::string& kernel) {
         return std::string(emulator::ptx::module_text(kernel));
     });
+    m.def("ptx_reached_lines", &emulator::ptx::reached_lines, py::arg("kernel"));
     m.def("launch_ptx", &launch, py::arg("kernel"), py::arg("grid"), py::arg("block"),
           py::arg("arguments"), py::arg("dynamic_shared") = 0);
 }

@@ -67,13 +67,13 @@ struct Program {
     std::vector<std::pair<std::size_t, std::size_t>> shared;  // offset and bytes of each variable
     std::size_t dynamic_offset = 0;                           // where extern shared memory begins
     bool has_dynamic = false;
+    std::vector<std::uint8_t> reached;  // of each instruction: whether a lane executed it
 };
 
 // Throws Unsupported for an instruction that the emulator does not execute.
 std::unique_ptr<Program> decode(const Kernel& kernel, const Module& module);
 
-// --- how the files of handlers add theirs
-// ---------------------------------------------------------
+// --- how the files of handlers add theirs --------------------------------------------------------
 
 // What one opcode's decoder sees.
 class Decoding {
@@ -102,6 +102,8 @@ class Decoding {
 
 // `opcode` is the part before the first point. False if it is none of theirs.
 bool decode_arithmetic(std::string_view opcode, Decoding& d, Instruction& out);
+bool decode_bits(std::string_view opcode, Decoding& d, Instruction& out);
+bool decode_move(std::string_view opcode, Decoding& d, Instruction& out);
 bool decode_conversion(std::string_view opcode, Decoding& d, Instruction& out);
 bool decode_memory(std::string_view opcode, Decoding& d, Instruction& out);
 bool decode_async_copy(std::string_view opcode, Decoding& d, Instruction& out);

@@ -100,6 +100,20 @@ __global__ void overrun_shared(float* out, int index) {
     out[threadIdx.x] = row.of[threadIdx.x == 0 ? index : 0];
 }
 
+// A reduction of which only the first warp's lower lanes take part in the second step.
+__global__ void reduce_in_part(float* out, bool bug) {
+    float v = static_cast<float>(threadIdx.x);
+    for (int step = 16; step > 0; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
+    if (!bug || threadIdx.x < 8) v += __shfl_xor_sync(0xffffffffu, v, 1);
+    __syncthreads();
+    out[threadIdx.x] = v;
+}
+
+// Reads where `index` floats behind `in` is, however far.
+__global__ void read_far(const float* in, float* out, long long index) {
+    out[threadIdx.x] = in[index] + in[threadIdx.x];
+}
+
 struct Tile {
     float of[32 * 33];
 };
@@ -282,6 +296,40 @@ TEST(shuffle_that_some_lanes_of_the_mask_never_reach) {
         const Floats out(32, false);
         RUN(shuffle, 1, dim3(32), out.data(), 0xffffffffu, bug);
     });
+}
+
+TEST(lanes_of_a_reduction_wait_without_end) {
+    expect_report("deadlock", [](bool bug) {
+        const Floats out(64, false);
+        RUN(reduce_in_part, 1, dim3(64), out.data(), bug);
+    });
+}
+
+TEST(a_deadlock_is_told_by_warp_lanes_and_line) {
+    const Floats out(64, false);
+    kinds();
+    RUN(reduce_in_part, 1, dim3(64), out.data(), true);
+    bool told = false;
+    for (const emulator::Report& r : emulator::reports()) {
+        if (r.kind != "deadlock") continue;
+        CHECK_EQ(r.kernel, std::string("reduce_in_part"));
+        told = told || r.text.find("lanes 000000ff of warp 0 wait at test_emulator.cu:") !=
+                           std::string::npos;
+    }
+    CHECK_EQ(told, true);
+    kinds();
+}
+
+TEST(pointers_far_from_any_buffer) {
+    // Beyond the device's addresses, where nothing is mapped, and near the end of all addresses.
+    const Floats in(32);
+    for (const float* far :
+         {static_cast<const float*>(in.data()) + (1LL << 44), reinterpret_cast<const float*>(-64)}) {
+        expect_report("out-of-bounds", [&](bool bug) {
+            const Floats out(32, false);
+            RUN(read_far, 1, dim3(32), in.data(), out.data(), bug ? far - in.data() : 0LL);
+        });
+    }
 }
 
 TEST(exchange_without_syncwarp) {

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import re
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+ROOT = Path(__file__).resolve().parents[2]
 HEADER = ".version 8.0\n.target sm_80\n.address_size 64\n"
 
 
@@ -209,6 +213,15 @@ def test_values_of_instructions(ptx: Any, text: str, expected: Callable[[int], i
 
 
 # --- bugs in the PTX of the operators themselves --------------------------------------------------
+
+
+def test_every_mutant_of_rmsnorm_is_found(emulated_ptx_module: Any) -> None:
+    command = [sys.executable, "scripts/ptx_mutation_score.py", "--op", "rmsnorm"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    counted = re.search(r"^(\d+) mutants: (\d+) reported", done.stdout, re.MULTILINE)
+    assert counted is not None
+    assert int(counted[2]) > 60
 
 
 def rmsnorm_fwd(ptx: Any, rows: int = 3, cols: int = 4096) -> torch.Tensor:

@@ -1,0 +1,219 @@
+"""How many bugs planted in the kernels' PTX the PTX emulator reports.
+
+    python scripts/ptx_mutation_score.py [--op NAME] [--operator TEXT]   # exit 0: none is missed
+
+Each operator below is applied to every statement of every kernel that an op's runs execute, one at
+a time. A load or store one access too far may stay within the tensor, to which no checker can
+object: if values differ, it is counted apart. Every other mutant must be reported. Mutants that can
+change nothing are listed, with the reason, in mutants.toml ([[ptx_equivalent]]); an entry there
+that fits none is an error, too. Runs on what `pytest tests/ops -k "ptx or gemm"` builds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import select
+import signal
+import sys
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mutation_runs import GEMM_RUNS, RUNS, Device, load
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILT = ROOT / "build/emulate-ptx/python"
+SECONDS = 120  # of one mutant
+
+
+def _bytes_of(opcode: str) -> int:
+    vector = re.search(r"\.v([248])\b", opcode)
+    bits = re.search(r"\.[busf](\d+)$", opcode)
+    assert bits is not None, opcode
+    return int(bits[1]) // 8 * (int(vector[1]) if vector else 1)
+
+
+def _further(match: re.Match[str]) -> str:
+    offset = int(match["offset"] or 0) + _bytes_of(match["opcode"])
+    return f"{match['opcode']}{match['before']}+{offset}]"
+
+
+@dataclass(frozen=True)
+class Operator:
+    name: str
+    pattern: re.Pattern[str]
+    change: str | Callable[[re.Match[str]], str]
+    may_stay_inside: bool = False
+
+
+OPERATORS = (
+    Operator("barrier deleted", re.compile(r"\bbar(rier)?\.(cta\.)?sync[^;]*;"), ""),
+    Operator("copy not waited for", re.compile(r"\bcp\.async\.wait_(group|all)[^;]*;"), ""),
+    Operator(
+        "half the shuffle's lanes", re.compile(r"(\bshfl\.sync[^;]*, )[^,;]+;"), r"\g<1>65535;"
+    ),
+    Operator("shared store deleted", re.compile(r"\bst\.shared[^;]*;"), ""),
+    Operator(
+        "an access too far",
+        re.compile(
+            r"(?P<opcode>\b(?:ld|st)\.global[.\w:]*)(?P<before>\s+[^;]*?\[%rd\d+)"
+            r"(?:\+(?P<offset>-?\d+))?\]"
+        ),
+        _further,
+        may_stay_inside=True,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    kernel: str
+    operator: Operator
+    nth: int  # of the operator's statements in the kernel
+    line: int
+    text: str  # of the module, with the bug
+
+
+def mutants_of(core: Any, kernel: str) -> Iterator[Mutant]:
+    """Every operator applied to every statement that the launches so far have executed."""
+    lines = core.ptx_text(kernel).split("\n")
+    reached = set(core.ptx_reached_lines(kernel))
+    begin = next(i for i, text in enumerate(lines) if f".entry {kernel}(" in text)
+    end = next((i for i in range(begin + 1, len(lines)) if ".entry " in lines[i]), len(lines))
+    for operator in OPERATORS:
+        nth = 0
+        for i in range(begin, end):
+            if operator.pattern.search(lines[i]) is None:
+                continue
+            if i + 1 in reached:
+                changed = operator.pattern.sub(operator.change, lines[i], count=1)
+                text = "\n".join([*lines[:i], changed, *lines[i + 1 :]])
+                yield Mutant(kernel, operator, nth, i + 1, text)
+            nth += 1
+
+
+def outcome(core: Any, run: Callable[[Device], None]) -> dict[str, Any]:
+    """The kinds that are reported, and a digest of the values."""
+    kinds: set[str] = set()
+    digest = ""
+    for schedule in (0, 1):
+        core.set_options(schedule=schedule)
+        torch.manual_seed(1)
+        device = Device(core)
+        try:
+            run(device)
+        except RuntimeError:  # the launch was abandoned, of which there is a report
+            if not core.reports():
+                raise
+        kinds |= {kind for kind, _, _ in core.reports()}
+        core.clear_reports()
+        digest += device.digest()
+        if kinds:
+            break
+    return {"kinds": sorted(kinds), "digest": digest}
+
+
+def in_child(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `work` returns, in a process of its own; a crash or no end is no report."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(write, json.dumps(work()).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    ready, _, _ = select.select([read], [], [], SECONDS)
+    answer = os.read(read, 1 << 16) if ready else b""
+    os.close(read)
+    if not ready:
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return json.loads(answer) if answer else {"kinds": [], "digest": None}
+
+
+def mutants(core: Any, operators: str) -> list[Mutant]:
+    every = [m for kernel in core.ptx_kernels() for m in mutants_of(core, kernel)]
+    return [m for m in every if operators in m.operator.name]
+
+
+def fits(entry: dict[str, Any], op: str, mutant: Mutant) -> bool:
+    return (
+        entry["op"] == op
+        and entry["operator"] == mutant.operator.name
+        and re.search(entry["kernel"], mutant.kernel) is not None
+        and mutant.nth in entry["nth"]
+    )
+
+
+def score(op: str, operators: str, equivalents: list[dict[str, Any]]) -> Counter[str]:
+    """How many mutants came to which verdict."""
+    name, run = ("_emulated_ptx", RUNS[op]) if op in RUNS else ("_emulated_gemm", GEMM_RUNS[op])
+    (library,) = BUILT.glob(f"{name}.*.so")
+    core = load(name, library)
+    for text in {core.ptx_text(kernel) for kernel in core.ptx_kernels()}:
+        core.load_ptx(text)  # of these kernels nothing has run yet
+    clean = outcome(core, run)
+    allowed = {"uninit-shared"} if op in GEMM_RUNS else set[str]()
+    if set(clean["kinds"]) - allowed:
+        raise SystemExit(f"error: {op} as it is is reported: {clean['kinds']}")
+    verdicts: Counter[str] = Counter()
+    for mutant in mutants(core, operators):
+
+        def work(mutant: Mutant = mutant) -> dict[str, Any]:
+            core.load_ptx(mutant.text)
+            return outcome(core, run)
+
+        found = in_child(work)
+        kinds = set(found["kinds"]) - allowed
+        known = [e for e in equivalents if fits(e, op, mutant)]
+        if kinds:
+            verdict, text = "reported", ", ".join(sorted(kinds))
+        elif mutant.operator.may_stay_inside and found["digest"] not in (None, clean["digest"]):
+            verdict, text = "of values alone", "inside the tensor, other values"
+        elif known:
+            known[0]["used"] = True
+            verdict, text = "equivalent", f"equivalent: {known[0]['reason']}"
+        else:
+            verdict, text = "missed", f"NOT REPORTED ({mutant.kernel})"
+        verdicts[verdict] += 1
+        print(f"{op:20s}{mutant.operator.name:26s}{mutant.nth:4d}  {text}", flush=True)
+    return verdicts
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--op", choices=[*RUNS, *GEMM_RUNS], help="only this one")
+    parser.add_argument("--operator", default="", help="only those whose name contains this")
+    arguments = parser.parse_args()
+    if not list(BUILT.glob("_emulated_ptx.*.so")):
+        print("error: the PTX emulator is not built", file=sys.stderr)
+        print('hint: pytest tests/ops -k "ptx or gemm"', file=sys.stderr)
+        return 2
+    entries = tomllib.loads((ROOT / "scripts/mutants.toml").read_text()).get("ptx_equivalent", [])
+    gemms = GEMM_RUNS if list(BUILT.glob("_emulated_gemm.*.so")) else {}
+    ops = [arguments.op] if arguments.op else [*RUNS, *gemms]
+    verdicts: Counter[str] = Counter()
+    for op in ops:
+        verdicts += score(op, arguments.operator, entries)
+    unused = [
+        e
+        for e in entries
+        if "used" not in e and e["op"] in ops and arguments.operator in e["operator"]
+    ]
+    for entry in unused:
+        print(f"error: an equivalent mutant that is none: {entry}", file=sys.stderr)
+    counts = ", ".join(f"{n} {what}" for what, n in verdicts.items())
+    print(f"{verdicts.total()} mutants: {counts}")
+    return 1 if verdicts["missed"] or unused else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
