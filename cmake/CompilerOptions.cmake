@@ -1,4 +1,10 @@
 # Target `fastllm_options`: what every native target is compiled with.
+
+# Ends the configuration as every fastllm command ends: what is wrong, and what to do about it.
+function(fastllm_fail error hint)
+    message(FATAL_ERROR "error: ${error}\nhint: ${hint}")
+endfunction()
+
 if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
     set(CMAKE_BUILD_TYPE Release CACHE STRING "Build type" FORCE)
 endif()

@@ -6,14 +6,15 @@
 # With FASTLLM_EMULATE the CUDA sources are compiled by the host compiler and linked to cpp/emulator in
 # place of the CUDA runtime; that needs CUDA's headers, but neither nvcc nor a driver.
 set(FASTLLM_WITH_CUDA 0)
+set(FASTLLM_CUDA_VERSION "") # of the toolkit, e.g. 13.0.88
 set(FASTLLM_CUDA_ARCHITECTURES "80;90" CACHE STRING "CUDA architectures to compile for")
 if(NOT FASTLLM_CUDA MATCHES "^(AUTO|ON|OFF)$")
-    message(FATAL_ERROR "FASTLLM_CUDA=${FASTLLM_CUDA}: use AUTO, ON or OFF")
+    fastllm_fail("FASTLLM_CUDA=${FASTLLM_CUDA} is none of its values" "AUTO, ON or OFF")
 endif()
 
 if(FASTLLM_EMULATE)
     if(NOT FASTLLM_CUDA STREQUAL "OFF")
-        message(FATAL_ERROR "FASTLLM_EMULATE needs FASTLLM_CUDA=OFF: a build has one CUDA backend")
+        fastllm_fail("FASTLLM_EMULATE with FASTLLM_CUDA=${FASTLLM_CUDA}: a build has one CUDA backend" "FASTLLM_CUDA=OFF")
     endif()
     # A toolkit, or the wheel nvidia-cuda-runtime in the Python environment that is first on PATH.
     find_program(FASTLLM_NVCC nvcc)
@@ -53,9 +54,13 @@ elseif(NOT FASTLLM_CUDA STREQUAL "OFF")
         find_package(CUDAToolkit REQUIRED)
         set(FASTLLM_CUDA_INCLUDE "${CUDAToolkit_INCLUDE_DIRS}")
         list(GET FASTLLM_CUDA_INCLUDE 0 FASTLLM_CUDA_INCLUDE)
+        set(FASTLLM_CUDA_VERSION "${CUDAToolkit_VERSION}")
         set(FASTLLM_WITH_CUDA 1)
     elseif(FASTLLM_CUDA STREQUAL "ON")
-        message(FATAL_ERROR "FASTLLM_CUDA=ON, but no CUDA compiler was found; put nvcc on PATH or set CUDACXX")
+        fastllm_fail(
+            "FASTLLM_CUDA=ON, but no CUDA compiler was found"
+            "put nvcc on PATH, or set CUDACXX to it; FASTLLM_CUDA=AUTO builds without it"
+        )
     endif()
 endif()
 message(STATUS "fastllm: CUDA ${FASTLLM_WITH_CUDA}, emulated ${FASTLLM_EMULATE}")

@@ -10,6 +10,12 @@ TEST(version_has_three_parts) {
 TEST(cuda_archs_are_listed_only_when_built) {
     const auto info = fastllm::build_info();
     CHECK_EQ(info.cuda, !info.cuda_archs.empty());
+    CHECK(info.cuda || info.cutlass_version.empty());
+}
+
+TEST(the_portable_level_is_always_built) {
+    CHECK(!fastllm::build_info().cpu_built.empty());
+    CHECK_EQ(fastllm::build_info().cpu_built.front(), "portable");
 }
 
 TEST_MAIN()

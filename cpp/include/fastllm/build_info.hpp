@@ -11,8 +11,11 @@ struct BuildInfo {
     std::string compiler;                   // name and version
     bool cuda;                              // compiled with CUDA kernels
     std::vector<std::string> cuda_archs;    // e.g. {"80", "90"}; empty without CUDA
+    std::string cuda_version;               // of the toolkit, e.g. "13.0.88"; empty without CUDA
+    std::string cutlass_version;            // e.g. "4.2.0"; empty without the products of gemm.hpp
     bool openmp;                            // compiled with OpenMP
     bool sanitized;                         // compiled with AddressSanitizer
+    std::vector<std::string> cpu_built;     // vector levels that the operators were compiled for
     std::vector<std::string> cpu_features;  // instruction sets that this machine's CPU has
 };
 

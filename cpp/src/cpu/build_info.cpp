@@ -13,6 +13,7 @@ std::vector<std::string> cpu_features() {
     if (__builtin_cpu_supports("avx2")) found.emplace_back("avx2");
     if (__builtin_cpu_supports("fma")) found.emplace_back("fma");
     if (__builtin_cpu_supports("avx512f")) found.emplace_back("avx512f");
+    if (__builtin_cpu_supports("avx512bf16")) found.emplace_back("avx512bf16");
 #elif defined(__aarch64__)
     found.emplace_back("neon");
 #endif
@@ -38,12 +39,15 @@ BuildInfo build_info() {
 #endif
     info.cuda = FASTLLM_WITH_CUDA != 0;
     if (info.cuda) info.cuda_archs = split_commas(FASTLLM_CUDA_ARCHITECTURES);
+    info.cuda_version = FASTLLM_CUDA_VERSION;
+    info.cutlass_version = FASTLLM_CUTLASS_VERSION;
     info.openmp = FASTLLM_WITH_OPENMP != 0;
 #if defined(__SANITIZE_ADDRESS__)
     info.sanitized = true;
 #else
     info.sanitized = false;
 #endif
+    info.cpu_built = split_commas(FASTLLM_CPU_LEVELS);
     info.cpu_features = cpu_features();
     return info;
 }
