@@ -80,8 +80,10 @@ test-cpp: $(VENV)/.stamp-test  ## C++ unit tests (ctest)
 test-asan: $(VENV)/.stamp-test  ## C++ unit tests under AddressSanitizer and UBSan
 	$(call ctest,asan)
 
-test-cuda: $(VENV)/.stamp-test  ## compile the CUDA kernels for sm_80 and sm_90 (needs nvcc, no GPU)
+test-cuda: $(VENV)/.stamp-test  ## compile the CUDA kernels; registers, spills, instructions (needs nvcc, no GPU)
 	$(call ctest,cuda)
+	$(ACTIVATE) $(BIN)/python scripts/ptxas_table.py --check
+	$(ACTIVATE) $(BIN)/python scripts/sass_gate.py
 
 test-emulate: $(VENV)/.stamp-test  ## CUDA kernels, as source, on the CPU under the checking emulator
 	$(call ctest,emulate)

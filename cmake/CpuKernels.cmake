@@ -1,8 +1,8 @@
 # fastllm_add_cpu_kernels(<target> <source>...): compiles each source once per vector level. In it
 # FASTLLM_ISA is portable, avx2 or avx512; isa.cpp chooses between the results at run time.
 include(CheckCXXCompilerFlag)
-set(FASTLLM_X86_SIMD 0) # also where the CPU kernels are only there to be linked
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND NOT FASTLLM_EMULATE_PTX)
+set(FASTLLM_X86_SIMD 0)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND FASTLLM_SIMD)
     check_cxx_compiler_flag(-march=x86-64-v4 FASTLLM_COMPILER_HAS_X86_64_V4)
     if(FASTLLM_COMPILER_HAS_X86_64_V4)
         set(FASTLLM_X86_SIMD 1)

@@ -1,0 +1,164 @@
+"""Cubins of every CUDA source of cpp/src/cuda, compiled as for a wheel, with what ptxas said.
+
+``compiled()`` compiles what is not yet in build/cubins; the scripts that look at registers
+(ptxas_table.py) and at instructions (sass_gate.py) share it. Needs no GPU, but nvcc: on PATH, named
+by CUDACXX, or of the wheels in requirements/cuda.txt.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CUDA = ROOT / "cpp/src/cuda"
+BUILD = ROOT / "build/cubins"
+# The first two are what a wheel contains by default; newer GPUs run sm_90's PTX.
+OP_ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+# CUTLASS 2.x; 3.x instances are named for sm_90 and exist for that alone.
+GEMM_ARCHITECTURES = ("sm_80",)
+SM90_ARCHITECTURES = ("sm_90a",)
+ARCHITECTURES = tuple(dict.fromkeys((*OP_ARCHITECTURES, *GEMM_ARCHITECTURES, *SM90_ARCHITECTURES)))
+
+
+class MissingTool(Exception):
+    """What is missing; ``hint``: where it comes from."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+@dataclass(frozen=True)
+class Cubin:
+    source: Path
+    architecture: str
+    path: Path
+    log: str  # of ptxas -v
+
+    @property
+    def is_gemm(self) -> bool:
+        return self.source.parent.name == "gemm"
+
+
+def cuda_tool(name: str, variable: str | None = None) -> str | None:
+    """A program of the toolkit: named by ``variable``, on PATH, or of a wheel nvidia-cuda-*."""
+    named = os.environ.get(variable) if variable else None
+    found = named or shutil.which(name) or shutil.which(name, path="/usr/local/cuda/bin")
+    spec = None if found else find_spec("nvidia")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        found = found or shutil.which(name, path=f"{folder}/cu13/bin")
+    return found
+
+
+def nvcc_command() -> str:
+    nvcc = cuda_tool("nvcc", "CUDACXX")
+    if nvcc is None:
+        raise MissingTool("no nvcc", "pip install -r requirements/cuda.txt, or set CUDACXX")
+    return nvcc
+
+
+def nvcc_release(nvcc: str) -> str:
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    match = re.search(r"release (\d+\.\d+)", text)
+    if match is None:
+        raise ValueError(f"{nvcc} --version names no release")
+    return match[1]
+
+
+def cutlass_source() -> Path | None:
+    """The folder that holds CUTLASS's include/ and examples/, as cmake/Cutlass.cmake finds it."""
+    named = os.environ.get("CUTLASS_DIR")
+    if named:
+        return Path(named)
+    spec = find_spec("cutlass_library")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        if (Path(folder) / "source/include/cutlass/cutlass.h").exists():
+            return Path(folder) / "source"
+    return None
+
+
+def jobs(gemm: bool) -> list[tuple[Path, str]]:
+    """(source, architecture); the slowest first, so that the cores finish together."""
+    found: list[tuple[Path, str]] = []
+    if gemm:
+        for source in sorted((CUDA / "gemm").glob("*.cu")):
+            sm90 = "_sm90" in source.stem
+            for architecture in SM90_ARCHITECTURES if sm90 else GEMM_ARCHITECTURES:
+                found.insert(0 if sm90 else len(found), (source, architecture))
+    for source in sorted(CUDA.glob("*.cu")):
+        found += [(source, architecture) for architecture in OP_ARCHITECTURES]
+    return found
+
+
+def gemm_kernels() -> set[str]:
+    """Names of the kernels of cpp/src/cuda/gemm, which need CUTLASS."""
+    stems = {path.stem for path in (CUDA / "gemm").glob("*.cu")}
+    return stems | {"grouped_workspace_kernel"}
+
+
+def flags(source: Path, cutlass: Path | None) -> list[str]:
+    """As CMake compiles it: cmake/Cuda.cmake, and for the GEMMs cmake/Cutlass.cmake."""
+    found = ["-std=c++17", "-O3", f"-I{ROOT / 'cpp/include'}", "-Xptxas", "-v", "-cubin"]
+    if source.parent.name == "gemm":
+        folders = ("include", "examples/45_dual_gemm", "examples", "tools/util/include")
+        found += ["-DNDEBUG", "--expt-relaxed-constexpr"]
+        for folder in folders:
+            found += ["-isystem", f"{cutlass}/{folder}"]
+    return found
+
+
+def inputs_key(nvcc: str, cutlass: Path | None) -> str:
+    """Changes with any source or header, the compiler, and the flags."""
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    digest.update(subprocess.run([nvcc, "--version"], capture_output=True, check=True).stdout)
+    version = cutlass and cutlass / "include/cutlass/version.h"
+    if version and version.exists():
+        digest.update(version.read_bytes())
+    for folder in (CUDA, ROOT / "cpp/include"):
+        for path in sorted(p for p in folder.rglob("*") if p.suffix in (".cu", ".cuh", ".hpp")):
+            digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def compile_one(nvcc: str, cutlass: Path | None, source: Path, architecture: str) -> Cubin:
+    """Raises CalledProcessError if it does not compile."""
+    path = BUILD / f"{source.parent.name}_{source.stem}.{architecture}.cubin"
+    log = path.with_suffix(".log")
+    if not log.exists():
+        command = [nvcc, *flags(source, cutlass), f"-arch={architecture}", "-o", path, source]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise subprocess.CalledProcessError(
+                done.returncode, [str(word) for word in command], done.stdout, done.stderr
+            )
+        log.write_text(done.stderr)  # last: says that the cubin is whole
+    return Cubin(source, architecture, path, log.read_text())
+
+
+def compiled() -> list[Cubin]:
+    """Every cubin. Without CUTLASS those of cpp/src/cuda/gemm are left out.
+
+    Raises MissingTool without nvcc, CalledProcessError if a source does not compile."""
+    nvcc, cutlass = nvcc_command(), cutlass_source()
+    key = inputs_key(nvcc, cutlass)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stamp = BUILD / "inputs"
+        if not stamp.exists() or stamp.read_text() != key:
+            for old in BUILD.glob("*.log"):
+                old.unlink()
+            stamp.write_text(key)
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            return list(
+                pool.map(lambda j: compile_one(nvcc, cutlass, *j), jobs(cutlass is not None))
+            )
