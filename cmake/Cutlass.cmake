@@ -13,9 +13,10 @@ if(CUTLASS_DIR)
     set(FASTLLM_CUTLASS_SOURCE "${CUTLASS_DIR}")
 else()
     find_program(FASTLLM_PYTHON python3)
+    # -I: pip builds in an environment of its own, which hides what is installed from other Pythons.
     execute_process(
         COMMAND
-            "${FASTLLM_PYTHON}" -c
+            "${FASTLLM_PYTHON}" -I -c
             "import importlib.util as u; s = u.find_spec('cutlass_library'); print(s.submodule_search_locations[0] if s else '')"
         OUTPUT_VARIABLE _cutlass_library
         OUTPUT_STRIP_TRAILING_WHITESPACE

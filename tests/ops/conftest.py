@@ -186,6 +186,15 @@ def emulated(emulated_module: Any) -> Iterator[EmulatedBackend]:
     emulated_module.set_options()
 
 
+@pytest.fixture(params=["emulated", "ptx"])
+def counted(request: pytest.FixtureRequest) -> EmulatedBackend:
+    """The source and the PTX, each emulated with bytes, sectors and wavefronts counted."""
+    name = {"emulated": "emulated", "ptx": "emulated_ptx"}[request.param]
+    backend: EmulatedBackend = request.getfixturevalue(name)
+    backend.core.set_options(count_transactions=True)
+    return backend
+
+
 def _missing_gpu() -> str | None:
     if not torch.cuda.is_available():
         return "no CUDA device"

@@ -115,11 +115,10 @@ def test_empty(backend: Any) -> None:
 
 
 @pytest.mark.parametrize("grad_dtype", DTYPES, ids=str)
-def test_bytes_moved(emulated: Any, grad_dtype: torch.dtype) -> None:
+def test_bytes_moved(counted: Any, grad_dtype: torch.dtype) -> None:
     state, grad = sample(4096, grad_dtype)
-    emulated.core.set_options(count_transactions=True)
-    run(emulated, state, grad, 1, model=torch.bfloat16)
-    c = emulated.core.counters()
+    run(counted, state, grad, 1, model=torch.bfloat16)
+    c = counted.core.counters()
     assert c["read_bytes"] == c["unique_read_bytes"] == 3 * state.master.nbytes + grad.nbytes
     assert c["written_bytes"] == 3 * state.master.nbytes + 2 * 4096
     assert c["sectors"] == c["min_sectors"]

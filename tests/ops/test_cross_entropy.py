@@ -223,18 +223,17 @@ def test_empty(backend: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_bytes_moved(emulated: Any, dtype: torch.dtype) -> None:
+def test_bytes_moved(counted: Any, dtype: torch.dtype) -> None:
     """Each kernel reads the logits once; the gradient is written once."""
     logits, labels, dloss = sample(4, 4096, dtype)
-    emulated.core.set_options(count_transactions=True)
-    fwd(emulated, logits, labels)
-    c = emulated.core.counters()
+    fwd(counted, logits, labels)
+    c = counted.core.counters()
     per_row = 8 + logits.element_size()  # the label and its logit
     assert c["read_bytes"] <= logits.nbytes + 4 * per_row
     assert c["sectors"] <= 1.05 * c["min_sectors"]
-    emulated.core.clear_counters()
-    bwd(emulated, logits, labels, dloss, dloss)
-    c = emulated.core.counters()
+    counted.core.clear_counters()
+    bwd(counted, logits, labels, dloss, dloss)
+    c = counted.core.counters()
     assert c["unique_read_bytes"] == logits.nbytes + 4 * (8 + 4 + 4)
     assert c["written_bytes"] == logits.nbytes
 

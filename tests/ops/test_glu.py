@@ -155,16 +155,15 @@ def test_in_place(backend: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_bytes_moved(emulated: Any, dtype: torch.dtype) -> None:
+def test_bytes_moved(counted: Any, dtype: torch.dtype) -> None:
     gate, up, dy = inputs(4096, dtype)
-    emulated.core.set_options(count_transactions=True)
-    fwd(emulated, gate, up, "gelu")
-    c = emulated.core.counters()
+    fwd(counted, gate, up, "gelu")
+    c = counted.core.counters()
     assert (c["read_bytes"], c["written_bytes"]) == (2 * gate.nbytes, gate.nbytes)
     assert c["sectors"] == c["min_sectors"] == 3 * gate.nbytes // 32
-    emulated.core.clear_counters()
-    bwd(emulated, dy, gate, up, "gelu")
-    c = emulated.core.counters()
+    counted.core.clear_counters()
+    bwd(counted, dy, gate, up, "gelu")
+    c = counted.core.counters()
     assert (c["read_bytes"], c["written_bytes"]) == (3 * gate.nbytes, 2 * gate.nbytes)
     assert c["sectors"] == c["min_sectors"] == 5 * gate.nbytes // 32
 

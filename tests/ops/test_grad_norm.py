@@ -39,13 +39,12 @@ def test_nan_and_infinity_propagate(backend: Any, bad: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_bytes_moved(emulated: Any, dtype: torch.dtype) -> None:
+def test_bytes_moved(counted: Any, dtype: torch.dtype) -> None:
     (x,) = randoms((40000,), dtype=dtype)
-    emulated.core.set_options(count_transactions=True)
-    squared_sum(emulated, x)
-    c = emulated.core.counters()
+    squared_sum(counted, x)
+    c = counted.core.counters()
     assert c["read_bytes"] == x.nbytes
-    assert c["written_bytes"] == 4 * emulated.core.squared_sum_parts(40000, True)
+    assert c["written_bytes"] == 4 * counted.core.squared_sum_parts(40000, True)
     assert c["sectors"] == c["min_sectors"]
 
 

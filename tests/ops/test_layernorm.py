@@ -216,23 +216,22 @@ def test_same_bits_for_any_schedule(emulated: Any) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(6, 512), (5, 4096)], ids=str)
-def test_bytes_moved(emulated: Any, shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_bytes_moved(counted: Any, shape: tuple[int, int], dtype: torch.dtype) -> None:
     rows, cols = shape
     weight, bias, x, dy = tensors(rows, cols, dtype, 2)
     row_bytes = cols * x.element_size()
-    emulated.core.set_options(count_transactions=True)
-    got = fwd(emulated, x, None, weight, bias)
-    c = emulated.core.counters()
+    got = fwd(counted, x, None, weight, bias)
+    c = counted.core.counters()
     assert c["read_bytes"] == 3 * rows * row_bytes  # x once; weight and bias per row, from a cache
     assert c["unique_read_bytes"] == rows * row_bytes + 2 * row_bytes
     assert c["written_bytes"] == c["unique_written_bytes"] == rows * row_bytes + 8 * rows
     assert c["sectors"] == c["min_sectors"]
     assert c["wavefronts"] == c["min_wavefronts"]
 
-    emulated.core.clear_counters()
-    bwd(emulated, dy, got, weight, None)
-    c = emulated.core.counters()
-    partial = 8 * emulated.core.layernorm_bwd_parts(rows, cols, True) * cols
+    counted.core.clear_counters()
+    bwd(counted, dy, got, weight, None)
+    c = counted.core.counters()
+    partial = 8 * counted.core.layernorm_bwd_parts(rows, cols, True) * cols
     assert c["unique_read_bytes"] == 2 * rows * row_bytes + row_bytes + 8 * rows + partial
     assert c["written_bytes"] == rows * row_bytes + partial + 2 * row_bytes
     assert c["sectors"] <= 1.05 * c["min_sectors"]

@@ -81,21 +81,20 @@ def test_combine(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_bytes_moved(emulated: Any, dtype: torch.dtype) -> None:
+def test_bytes_moved(counted: Any, dtype: torch.dtype) -> None:
     tokens, choices, cols = 8, 2, 1024
     slots = torch.randperm(tokens * choices).view(tokens, choices)
     x, y = randoms((tokens, cols), (tokens * choices, cols), dtype=dtype)
-    emulated.core.set_options(count_transactions=True)
-    emulated.core.moe_permute(emulated.put(slots), emulated.put(x), emulated.put(y))
-    emulated.finish()
-    c = emulated.core.counters()
+    counted.core.moe_permute(counted.put(slots), counted.put(x), counted.put(y))
+    counted.finish()
+    c = counted.core.counters()
     assert c["unique_read_bytes"] == x.nbytes + slots.nbytes
     assert c["written_bytes"] == y.nbytes
     assert c["sectors"] <= 1.05 * c["min_sectors"]
-    emulated.core.clear_counters()
-    emulated.core.moe_combine(emulated.put(slots), None, emulated.put(y), emulated.put(x))
-    emulated.finish()
-    c = emulated.core.counters()
+    counted.core.clear_counters()
+    counted.core.moe_combine(counted.put(slots), None, counted.put(y), counted.put(x))
+    counted.finish()
+    c = counted.core.counters()
     assert c["unique_read_bytes"] == y.nbytes + slots.nbytes
     assert c["written_bytes"] == x.nbytes
     assert c["sectors"] <= 1.05 * c["min_sectors"]

@@ -284,24 +284,23 @@ def test_same_bits_for_any_schedule(emulated: Any) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(6, 512), (5, 4096), (9, 128)], ids=str)
-def test_bytes_moved(emulated: Any, shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_bytes_moved(counted: Any, shape: tuple[int, int], dtype: torch.dtype) -> None:
     """Each row is read once and written once, and no sector is touched that is not needed."""
     rows, cols = shape
     weight, x, dy = tensors(rows, cols, dtype, 2)
     row_bytes = cols * x.element_size()
-    emulated.core.set_options(count_transactions=True)
-    got = fwd(emulated, x, None, weight)
-    c = emulated.core.counters()
+    got = fwd(counted, x, None, weight)
+    c = counted.core.counters()
     assert c["read_bytes"] == rows * row_bytes + rows * row_bytes  # x once, the weight per row
     assert c["unique_read_bytes"] == rows * row_bytes + row_bytes
     assert c["written_bytes"] == c["unique_written_bytes"] == rows * row_bytes + 4 * rows
     assert c["sectors"] == c["min_sectors"]
     assert c["wavefronts"] == c["min_wavefronts"]
 
-    emulated.core.clear_counters()
-    bwd(emulated, dy, x, weight, got.rstd, None)
-    c = emulated.core.counters()
-    parts = emulated.core.rmsnorm_bwd_parts(rows, cols, True)
+    counted.core.clear_counters()
+    bwd(counted, dy, x, weight, got.rstd, None)
+    c = counted.core.counters()
+    parts = counted.core.rmsnorm_bwd_parts(rows, cols, True)
     assert c["unique_read_bytes"] == 2 * rows * row_bytes + row_bytes + 4 * rows + 4 * parts * cols
     assert c["written_bytes"] == rows * row_bytes + 4 * parts * cols + row_bytes
     assert c["sectors"] <= 1.05 * c["min_sectors"]

@@ -154,12 +154,11 @@ def test_in_place(backend: Any) -> None:
 
 @pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_bytes_moved(emulated: Any, dtype: torch.dtype, interleaved: bool) -> None:
+def test_bytes_moved(counted: Any, dtype: torch.dtype, interleaved: bool) -> None:
     x = tensor((2, 3, 4, 128), dtype)
     cos, sin = tables(3, 64)
-    emulated.core.set_options(count_transactions=True)
-    run(emulated, x, cos, sin, None, interleaved)
-    c = emulated.core.counters()
+    run(counted, x, cos, sin, None, interleaved)
+    c = counted.core.counters()
     assert c["written_bytes"] == c["unique_written_bytes"] == x.nbytes
     assert c["unique_read_bytes"] == x.nbytes + cos.nbytes + sin.nbytes
     assert c["read_bytes"] <= 1.05 * x.nbytes + 8 * 2 * (cos.nbytes + sin.nbytes)

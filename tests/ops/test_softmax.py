@@ -176,25 +176,24 @@ def test_same_bits_for_any_schedule(emulated: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_bytes_moved(emulated: Any, dtype: torch.dtype) -> None:
+def test_bytes_moved(counted: Any, dtype: torch.dtype) -> None:
     """Each score is read once and written once; of causal rows only what takes part is read."""
     shape = (1, 2, 64, 2048)
     x, dy = randoms(shape, shape, dtype=dtype)
-    emulated.core.set_options(count_transactions=True)
-    y = fwd(emulated, x)
-    c = emulated.core.counters()
+    y = fwd(counted, x)
+    c = counted.core.counters()
     assert (c["read_bytes"], c["written_bytes"]) == (x.nbytes, x.nbytes)
     assert c["sectors"] == c["min_sectors"]
     assert c["wavefronts"] == c["min_wavefronts"]
-    emulated.core.clear_counters()
-    bwd(emulated, dy, y)
-    c = emulated.core.counters()
+    counted.core.clear_counters()
+    bwd(counted, dy, y)
+    c = counted.core.counters()
     assert (c["read_bytes"], c["written_bytes"]) == (2 * x.nbytes, x.nbytes)
     assert c["sectors"] == c["min_sectors"]
-    emulated.core.clear_counters()
+    counted.core.clear_counters()
     square = x[:, :, :, :64].contiguous()
-    fwd(emulated, square, causal=True)
-    assert emulated.core.counters()["read_bytes"] < 0.7 * square.nbytes
+    fwd(counted, square, causal=True)
+    assert counted.core.counters()["read_bytes"] < 0.7 * square.nbytes
 
 
 def test_binding_refuses() -> None:
