@@ -102,8 +102,10 @@ def moe_combine(
 
 
 def _places(of: torch.Tensor, places: int, slots: torch.Tensor) -> torch.Tensor:
-    # With a place for every copy and no more, the kernel writes all of them.
-    make = torch.empty if places == slots.numel() else torch.zeros
+    # The kernel leaves alone what no slot names. Whether there are such places is worth asking on
+    # the CPU; the answer of a GPU would have to be waited for.
+    full = places == slots.numel() and slots.device.type == "cpu" and bool((slots >= 0).all())
+    make = torch.empty if full else torch.zeros
     return make((places, of.shape[1]), dtype=of.dtype, device=of.device)
 
 
