@@ -22,14 +22,21 @@ def randoms(
 
 
 def assert_within(actual: torch.Tensor, expected: torch.Tensor, bound: torch.Tensor) -> None:
-    """``actual`` is ``expected`` up to ``bound``, and NaN exactly where that is."""
+    """``actual`` is ``expected`` up to ``bound``, NaN exactly where that is, and infinite only
+    where that is beyond the dtype's range or infinite itself.
+    """
     assert actual.shape == expected.shape
-    torch.testing.assert_close(actual.isnan(), expected.isnan(), rtol=0, atol=0)
+    assert torch.equal(actual.isnan(), expected.isnan())
     if actual.numel() == 0:
         return
-    error = (actual.double() - expected).abs()
-    over = torch.where(expected.isfinite(), error - bound, -1.0)
+    largest = torch.finfo(actual.dtype).max
+    within_range = expected.abs().clamp(max=largest).copysign(expected)
+    saturated = actual.double().clamp(-largest, largest)
+    error = (saturated - within_range).abs()
+    over = torch.where(expected.isnan(), -1.0, error - bound.nan_to_num(0.0, posinf=0.0))
     assert over.max() <= 0, f"error {error.flatten()[over.argmax()]:.3g} is over its bound"
+    out_of_range = actual.isinf() & (expected.abs() + bound < largest)
+    assert not out_of_range.any(), "infinite where the result is in range"
 
 
 def rounded(expected: torch.Tensor, dtype: torch.dtype, terms: torch.Tensor) -> torch.Tensor:

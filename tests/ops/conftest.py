@@ -18,10 +18,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from fastllm_core import _core, features
 
 ROOT = Path(__file__).resolve().parents[2]
+
+# Of random_inputs.py.
+settings.register_profile("thorough", max_examples=1000, deadline=None)
 
 
 class Backend:

@@ -11,7 +11,9 @@ import torch
 from fastllm_core import _core
 from fastllm_train.ops.adamw import adamw_
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from .accuracy import DTYPES
+from .random_inputs import CPU, RandomCase, random_cases
+
 LR, BETA1, BETA2, EPS, DECAY = 3e-3, 0.9, 0.95, 1e-8, 0.1
 
 
@@ -78,6 +80,21 @@ def test_values(
 ) -> None:
     state, grad = sample(count, grad_dtype)
     check(run(backend, state, grad, 3, model=model), state, grad, 3, 1.0)
+
+
+@random_cases
+def test_random_shapes(case: RandomCase) -> None:
+    state, _ = sample(case.rows * case.cols, torch.float32)
+    grad = case.tensor(case.rows * case.cols)
+    step = 1 + case.seed % 5000
+    scale = 0.25 if case.flag else None
+    got = run(CPU, state, grad, step, scale, model=case.dtype)
+    check(got, state, grad, step, scale or 1.0)
+    grad[case.pick(grad.numel())] = float("nan")
+    got = run(CPU, state, grad, step, model=case.dtype)
+    for result in (got.master, got.exp_avg, got.exp_avg_sq, got.model):
+        assert result is not None
+        assert torch.equal(result.isnan(), grad.isnan())
 
 
 @pytest.mark.parametrize("step", [1, 2, 1000, 1_000_000])

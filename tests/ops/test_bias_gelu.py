@@ -12,6 +12,7 @@ from fastllm_core import _core
 from fastllm_train.ops.bias_gelu import bias_gelu
 
 from .accuracy import DENORMAL, DTYPES, ROUNDING, assert_within, randoms
+from .random_inputs import CPU, RandomCase, random_cases
 
 SCALE = 2 * math.sqrt(2 / math.pi)
 
@@ -70,6 +71,15 @@ def check(backend: Any, x: torch.Tensor, bias: torch.Tensor, dy: torch.Tensor) -
 def test_values(backend: Any, shape: tuple[int, int], dtype: torch.dtype) -> None:
     x, dy, bias = randoms(shape, shape, shape[1:], dtype=dtype, scale=2.0)
     check(backend, x, bias, dy)
+
+
+@random_cases
+def test_random_shapes(case: RandomCase) -> None:
+    shape = (case.rows, case.cols)
+    x, bias = case.tensor(*shape), case.tensor(case.cols, index=1)
+    if case.flag:
+        x[case.pick(case.rows), case.pick(case.cols)] = float("nan")
+    check(CPU, x, bias, case.normal(*shape, index=2))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -15,9 +15,9 @@ from torch.multiprocessing.spawn import spawn
 from fastllm_core import _core
 from fastllm_train.ops.cross_entropy import cross_entropy
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
-DENORMAL = {torch.float32: 2.0**-149, torch.bfloat16: 2.0**-133, torch.float16: 2.0**-24}
+from .accuracy import DENORMAL, DTYPES, ROUNDING, assert_within
+from .random_inputs import CPU, RandomCase, random_cases
+
 IGNORE = -100
 
 
@@ -82,7 +82,7 @@ def check(backend: Any, logits: torch.Tensor, labels: torch.Tensor, dloss: torch
     error = 4e-6 + 4e-7 * (x - lse[:, None]).abs() + 2.0**-23 * lse[:, None].abs()
     bound = expected.abs() * ROUNDING[dtype] + DENORMAL[dtype]
     bound = bound + ((weights * error + one_hot * 2e-7) * dloss[:, None].abs() + 1e-37)
-    assert ((dlogits.double() - expected).abs() - bound).max() <= 0
+    assert_within(dlogits, expected, bound)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -96,6 +96,25 @@ def test_values(backend: Any, shape: tuple[int, int], dtype: torch.dtype) -> Non
 @pytest.mark.parametrize("scale", [1e-3, 1e3, 1e4], ids=str)
 def test_scales(backend: Any, scale: float) -> None:
     check(backend, *sample(4, 500, torch.float32, scale))
+
+
+@random_cases
+def test_random_shapes(case: RandomCase) -> None:
+    logits = case.tensor(case.rows, case.cols)
+    labels = torch.arange(case.rows) * 7919 % case.cols
+    if case.flag:
+        labels[-1] = IGNORE
+    dloss = case.normal(case.rows, index=1).float()
+    check(CPU, logits, labels, dloss)
+
+    bad = case.pick(case.rows)
+    for value, total in ((-math.inf, 0.0), (math.nan, math.nan)):
+        logits[bad] = -math.inf  # with nothing else, or with a NaN that must not hide behind it
+        logits[bad, case.pick(case.cols)] = value
+        before = fwd(CPU, logits, labels)
+        torch.testing.assert_close(before[1][bad].item(), total, equal_nan=True)
+        others = [row for row in range(case.rows) if row != bad]
+        assert before[1][others].isfinite().all()
 
 
 def test_masked_tokens(backend: Any) -> None:

@@ -12,10 +12,9 @@ import torch
 from fastllm_core import _core
 from fastllm_train.ops.glu import geglu, swiglu
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Half a unit in the last place, relative, and the smallest denormal.
-ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
-DENORMAL = {torch.float32: 2.0**-149, torch.bfloat16: 2.0**-133, torch.float16: 2.0**-24}
+from .accuracy import DENORMAL, DTYPES, ROUNDING, assert_within
+from .random_inputs import CPU, RandomCase, random_cases
+
 ACTIVATIONS = ("silu", "gelu")
 
 
@@ -63,17 +62,6 @@ def bwd(
     return backend.get(dgate), backend.get(dup)
 
 
-def assert_within(actual: torch.Tensor, expected: torch.Tensor, bound: torch.Tensor) -> None:
-    assert torch.equal(actual.isnan(), expected.isnan())
-    largest = torch.finfo(actual.dtype).max  # beyond it the result is infinite
-    inside = expected.abs() <= largest
-    assert torch.equal(actual[~inside & ~expected.isnan()].isinf().all(), torch.tensor(True))
-    error = (actual.double() - expected).abs()
-    over = torch.where(inside & actual.isfinite(), error - bound, -1.0)
-    if over.numel():
-        assert over.max() <= 0, f"error {error[over.argmax()]:.3g} is over its bound"
-
-
 def check(
     backend: Any, gate: torch.Tensor, up: torch.Tensor, dy: torch.Tensor, activation: str
 ) -> None:
@@ -114,6 +102,17 @@ def test_extreme_values(backend: Any, dtype: torch.dtype, activation: str) -> No
     up = torch.full_like(gate, 0.5)
     dy = torch.full_like(gate, 0.25)
     check(backend, gate, up, dy, activation)
+
+
+@random_cases
+def test_random_shapes(case: RandomCase) -> None:
+    count = case.rows * case.cols
+    gate, up = (case.tensor(count, index=i) for i in (0, 1))
+    dy = case.normal(count, index=2)
+    if case.flag:
+        gate[case.pick(count)] = float("nan")
+    for activation in ACTIVATIONS:
+        check(CPU, gate, up, dy, activation)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

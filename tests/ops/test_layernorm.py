@@ -13,6 +13,7 @@ from fastllm_core import _core
 from fastllm_train.ops.layernorm import layernorm, layernorm_residual
 
 from .accuracy import ARITHMETIC, DTYPES, assert_within, randoms, rounded
+from .random_inputs import CPU, RandomCase, random_cases
 
 EPS = 1e-5
 SHAPES = (
@@ -158,6 +159,21 @@ def test_values(backend: Any, shape: tuple[int, int], dtype: torch.dtype, whole:
     check_fwd(got, weight, bias if whole else None)
     extra = dh if whole else None
     check_bwd(bwd(backend, dy, got, weight, extra, with_bias=whole), dy, got.h, weight, extra)
+
+
+@random_cases
+def test_random_shapes(case: RandomCase) -> None:
+    shape = (case.rows, case.cols)
+    x, residual = (case.tensor(*shape, index=i) for i in (0, 1))
+    weight, bias = (case.normal(case.cols, index=i) for i in (2, 3))
+    dy, dh = (case.normal(*shape, index=i) for i in (4, 5))
+    got = fwd(CPU, x, residual if case.flag else None, weight, bias if case.flag else None)
+    check_fwd(got, weight, bias if case.flag else None)
+    extra = dh if case.flag else None
+    check_bwd(bwd(CPU, dy, got, weight, extra), dy, got.h, weight, extra)
+
+    x[case.pick(case.rows), case.pick(case.cols)] = float("nan")
+    check_fwd(fwd(CPU, x, None, weight, bias), weight, bias)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -13,10 +13,13 @@ from torch.multiprocessing.spawn import spawn
 from fastllm_train.ops.linear_cross_entropy import linear_cross_entropy
 
 from .accuracy import DTYPES, randoms
+from .random_inputs import RandomCase, random_cases
 
 TOKENS, SIZE, VOCABULARY = 11, 24, 1100
 # At least 256 columns a piece: five pieces, the last of 76 columns.
 CHUNK = 1
+# Logits of the order of 5 are rounded to the dtype, and so are their gradients.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2, torch.float16: 5e-3}
 
 
 def sample(
@@ -48,13 +51,27 @@ def test_against_float64(dtype: torch.dtype, chunk_bytes: int) -> None:
     losses = linear_cross_entropy(hidden, weight, labels, chunk_bytes=chunk_bytes)
     got = torch.autograd.grad((losses * share).sum(), (hidden, weight))
     want = expected(hidden, weight, labels, share)
-    # Logits of the order of 5 are rounded to the dtype, and so are their gradients.
-    tolerance = {torch.float32: 1e-5, torch.bfloat16: 4e-2, torch.float16: 5e-3}[dtype]
+    tolerance = TOLERANCE[dtype]
     torch.testing.assert_close(losses.double(), want[0], rtol=0, atol=tolerance)
     for a, b in zip(got, want[1:], strict=True):
         torch.testing.assert_close(a.double(), b, rtol=0, atol=tolerance * b.abs().max().item())
     assert losses[1] == 0
     assert not got[0][1].any()
+
+
+@random_cases
+def test_random_shapes(case: RandomCase) -> None:
+    hidden = case.normal(case.rows, 16, index=0).requires_grad_()
+    weight = case.normal(case.cols, 16, index=1).requires_grad_()
+    labels = torch.arange(case.rows) * 7919 % case.cols
+    share = case.normal(case.rows, index=2).float()
+    losses = linear_cross_entropy(hidden, weight, labels, chunk_bytes=case.rows * case.cols)
+    got = torch.autograd.grad((losses * share).sum(), (hidden, weight))
+    want = expected(hidden, weight, labels, share)
+    tolerance = TOLERANCE[case.dtype]
+    torch.testing.assert_close(losses.double(), want[0], rtol=0, atol=4 * tolerance)
+    for a, b in zip(got, want[1:], strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=tolerance * b.abs().max().item())
 
 
 def test_pieces_give_what_the_whole_gives() -> None:

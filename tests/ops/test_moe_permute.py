@@ -11,6 +11,7 @@ from fastllm_core import _core
 from fastllm_train.ops.moe_permute import moe_combine, moe_permute, moe_route
 
 from .accuracy import DTYPES, assert_within, randoms, rounded
+from .random_inputs import CPU, RandomCase, random_cases
 
 SHAPES = ((1, 1, 1), (9, 2, 33), (13, 3, 512), (4, 2, 1000), (3, 2, 5000))
 
@@ -25,21 +26,55 @@ def routing(tokens: int, choices: int) -> tuple[torch.Tensor, int]:
     return slots, places
 
 
+def check_permute(backend: Any, slots: torch.Tensor, places: int, x: torch.Tensor) -> None:
+    # What is not written stays.
+    expected = torch.full((places, x.shape[1]), 7.0, dtype=x.dtype)
+    y = backend.put(expected)
+    backend.core.moe_permute(backend.put(slots), backend.put(x), y)
+    backend.finish()
+    tokens, choices = (slots >= 0).nonzero(as_tuple=True)
+    expected[slots[tokens, choices]] = x[tokens]
+    torch.testing.assert_close(backend.get(y), expected, rtol=0, atol=0, equal_nan=True)
+
+
+def check_combine(
+    backend: Any, slots: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | None
+) -> None:
+    out = backend.empty((slots.shape[0], y.shape[1]), y.dtype)
+    on_device = None if weights is None else backend.put(weights)
+    backend.core.moe_combine(backend.put(slots), on_device, backend.put(y), out)
+    backend.finish()
+    used = (slots >= 0).double() * (1.0 if weights is None else weights.double())
+    rows = torch.where((slots >= 0)[:, :, None], y.double()[slots.clamp(min=0)], 0.0)
+    expected = (used[:, :, None] * rows).sum(1)
+    terms = (used.abs()[:, :, None] * rows.abs()).sum(1)
+    assert_within(backend.get(out), expected, rounded(expected, y.dtype, terms))
+
+
+def check_combine_bwd(
+    backend: Any, slots: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, dout: torch.Tensor
+) -> None:
+    dy = backend.put(torch.zeros_like(y))
+    dweights = backend.empty(tuple(slots.shape), torch.float32)
+    on_device = [backend.put(t) for t in (slots, weights, dout, y)]
+    backend.core.moe_combine_bwd(*on_device, dy, dweights)
+    backend.finish()
+    here = slots >= 0
+    expected = torch.zeros(y.shape, dtype=torch.float64)
+    expected[slots[here]] = (weights.double()[:, :, None] * dout.double()[:, None])[here]
+    assert_within(backend.get(dy), expected, rounded(expected, y.dtype, expected.abs()))
+    rows = torch.where(here[:, :, None], y.double()[slots.clamp(min=0)], 0.0)
+    products = dout.double()[:, None] * rows
+    bound = rounded(products.sum(-1), torch.float32, products.abs().sum(-1))
+    assert_within(backend.get(dweights), products.sum(-1), bound)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_permute(backend: Any, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     tokens, choices, cols = shape
-    slots, places = routing(tokens, choices)
     (x,) = randoms((tokens, cols), dtype=dtype)
-    expected = torch.full((places, cols), 7.0, dtype=dtype)  # what is not written stays
-    y = backend.put(expected)
-    backend.core.moe_permute(backend.put(slots), backend.put(x), y)
-    backend.finish()
-    for t in range(tokens):
-        for slot in slots[t].tolist():
-            if slot >= 0:
-                expected[slot] = x[t]
-    assert torch.equal(backend.get(y), expected)
+    check_permute(backend, *routing(tokens, choices), x)
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["sum", "weighted"])
@@ -52,32 +87,24 @@ def test_combine(
     slots, places = routing(tokens, choices)
     y, dout = randoms((places, cols), (tokens, cols), dtype=dtype)
     (weights,) = randoms((tokens, choices), dtype=torch.float32)
-    out = backend.empty((tokens, cols), dtype)
-    on_device = backend.put(slots)
-    w = backend.put(weights) if weighted else None
-    backend.core.moe_combine(on_device, w, backend.put(y), out)
-    backend.finish()
-    here = (slots >= 0).double()
-    used = here * (weights.double() if weighted else 1.0)
-    rows = y.double()[slots.clamp(min=0)]
-    expected = (used[:, :, None] * rows).sum(1)
-    terms = (used.abs()[:, :, None] * rows.abs()).sum(1)
-    assert_within(backend.get(out), expected, rounded(expected, dtype, terms))
+    check_combine(backend, slots, y, weights if weighted else None)
+    if weighted:
+        check_combine_bwd(backend, slots, y, weights, dout)
 
-    if not weighted:
-        return
-    dy = backend.put(torch.zeros_like(y))
-    dweights = backend.empty((tokens, choices), torch.float32)
-    backend.core.moe_combine_bwd(on_device, w, backend.put(dout), backend.put(y), dy, dweights)
-    backend.finish()
-    wanted = torch.zeros(places, cols, dtype=torch.float64)
-    wanted[slots[slots >= 0]] = (used[:, :, None] * dout.double()[:, None])[slots >= 0]
-    assert_within(backend.get(dy), wanted, rounded(wanted, dtype, wanted.abs()))
-    products = dout.double()[:, None] * rows * here[:, :, None]
-    terms = products.abs().sum(-1)
-    assert_within(
-        backend.get(dweights), products.sum(-1), rounded(products.sum(-1), torch.float32, terms)
-    )
+
+@random_cases
+def test_random_shapes(case: RandomCase) -> None:
+    choices = 1 + case.seed % 4
+    slots, places = routing(case.rows, choices)
+    x = case.tensor(case.rows, case.cols)
+    y = case.tensor(places, case.cols, index=1)
+    weights = case.normal(case.rows, choices, index=2).float()
+    for t in (x, y) if case.flag else ():
+        t[case.pick(t.shape[0]), case.pick(case.cols)] = float("nan")
+    check_permute(CPU, slots, places, x)
+    check_combine(CPU, slots, y, None)
+    check_combine(CPU, slots, y, weights)
+    check_combine_bwd(CPU, slots, y, weights, case.normal(case.rows, case.cols, index=3))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

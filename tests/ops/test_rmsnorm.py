@@ -8,22 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastllm_core import _core
 from fastllm_train.ops.rmsnorm import rmsnorm, rmsnorm_residual
 
-EPS = 1e-6
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Half a unit in the last place, relative: the one rounding that the result takes.
-ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
-# Smallest denormal, which bounds the absolute error of rounding near zero.
-DENORMAL = {torch.float32: 2.0**-149, torch.bfloat16: 2.0**-133, torch.float16: 2.0**-24}
-# What float32 arithmetic adds: sums in an order of the kernel's choosing, rsqrt to 2 ulp on a GPU.
-ARITHMETIC = 4e-6
+from .accuracy import ARITHMETIC, DTYPES, assert_within, randoms, rounded
+from .random_inputs import CPU, RandomCase, random_cases
 
+EPS = 1e-6
 SHAPES = (
     (5, 512),
     (3, 1000),
@@ -44,11 +37,9 @@ class Fwd:
     rstd: torch.Tensor
 
 
-def tensors(rows: int, cols: int, dtype: torch.dtype, count: int, scale: float = 1.0) -> list[Any]:
+def tensors(rows: int, cols: int, dtype: torch.dtype, count: int) -> list[torch.Tensor]:
     """A weight (cols,) and ``count`` tensors (rows, cols)."""
-    generator = torch.Generator().manual_seed(rows * 131071 + cols)
-    shapes = [(cols,)] + [(rows, cols)] * count
-    return [(torch.randn(s, generator=generator) * scale).to(dtype) for s in shapes]
+    return randoms((cols,), *[(rows, cols)] * count, dtype=dtype)
 
 
 def fwd(
@@ -107,19 +98,11 @@ def reference_fwd(h: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, 
     return h64 * rstd[:, None] * weight.double(), rstd
 
 
-def assert_within(actual: torch.Tensor, expected: torch.Tensor, bound: torch.Tensor) -> None:
-    assert actual.shape == expected.shape
-    torch.testing.assert_close(actual.isnan(), expected.isnan(), rtol=0, atol=0)
-    error = (actual.double() - expected).abs()
-    worst = torch.where(expected.isfinite(), error - bound, -1.0)
-    assert worst.max() <= 0, f"error {error.flatten()[worst.argmax()]:.3g} is over its bound"
-
-
 def check_fwd(got: Fwd, weight: torch.Tensor) -> None:
     y, rstd = reference_fwd(got.h, weight)
     dtype = got.y.dtype
     assert got.y.dtype == weight.dtype
-    assert_within(got.y, y, y.abs() * (ROUNDING[dtype] + ARITHMETIC) + DENORMAL[dtype])
+    assert_within(got.y, y, rounded(y, dtype, y.abs()))
     assert_within(got.rstd, rstd, rstd * ARITHMETIC)
 
 
@@ -146,11 +129,9 @@ def check_bwd(
     terms = rstd[:, None] * (g + normalised * (g * normalised).mean(-1, keepdim=True))
     if dh is not None:
         terms = terms + dh.double().abs()
-    bound = expected.abs() * ROUNDING[dtype] + terms * ARITHMETIC + DENORMAL[dtype]
-    assert_within(dx, expected, bound)
+    assert_within(dx, expected, rounded(expected, dtype, terms))
     summed = (dy.double() * h.double() * rstd[:, None]).abs().sum(0)
-    bound = w64.grad.abs() * ROUNDING[dtype] + summed * ARITHMETIC + DENORMAL[dtype]
-    assert_within(dweight, w64.grad, bound)
+    assert_within(dweight, w64.grad, rounded(w64.grad, dtype, summed))
 
 
 @pytest.mark.parametrize("with_residual", [False, True], ids=["plain", "residual"])
@@ -169,50 +150,19 @@ def test_values(
     check_bwd(dx, dweight, dy, got.h, weight, extra)
 
 
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(
-    rows=st.integers(1, 70),
-    cols=st.one_of(st.integers(1, 300), st.integers(1, 16384)),
-    dtype=st.sampled_from(DTYPES),
-    scale=st.sampled_from([1e-4, 1.0, 1e4]),
-    with_residual=st.booleans(),
-)
-def test_random_shapes(
-    rows: int, cols: int, dtype: torch.dtype, scale: float, with_residual: bool
-) -> None:
-    if dtype == torch.float16:
-        scale = min(scale, 100.0)  # the gradients' float16 results would overflow
-    weight, x, residual, dy, dh = tensors(rows, cols, dtype, 4)
-    x = (x.float() * scale).to(dtype)
-    cpu = CpuBackend()
-    got = fwd(cpu, x, residual if with_residual else None, weight)
+@random_cases
+def test_random_shapes(case: RandomCase) -> None:
+    shape = (case.rows, case.cols)
+    x, residual = (case.tensor(*shape, index=i) for i in (0, 1))
+    weight, dy, dh = (case.normal(*s, index=2 + i) for i, s in enumerate((shape[1:], shape, shape)))
+    got = fwd(CPU, x, residual if case.flag else None, weight)
     check_fwd(got, weight)
-    extra = dh if with_residual else None
-    dx, dweight = bwd(cpu, dy, got.h, weight, got.rstd, extra)
+    extra = dh if case.flag else None
+    dx, dweight = bwd(CPU, dy, got.h, weight, got.rstd, extra)
     check_bwd(dx, dweight, dy, got.h, weight, extra)
 
-
-class CpuBackend:
-    """The CPU at its best vector level; hypothesis wants no function-scoped fixture."""
-
-    core = _core
-    cuda = False
-
-    def put(self, tensor: torch.Tensor, offset: int = 0) -> torch.Tensor:
-        assert offset == 0
-        return tensor
-
-    def empty(self, shape: tuple[int, ...], dtype: torch.dtype, offset: int = 0) -> torch.Tensor:
-        assert offset == 0
-        return torch.full(shape, float("nan"), dtype=dtype)
-
-    def get(self, array: torch.Tensor) -> torch.Tensor:
-        return array
-
-    def finish(self) -> None:
-        pass
+    x[case.pick(case.rows), case.pick(case.cols)] = float("nan")
+    check_fwd(fwd(CPU, x, None, weight), weight)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -256,18 +206,6 @@ def test_nan_and_infinity_stay_in_their_row(backend: Any, bad: float) -> None:
     assert not dx[[0, 1, 3, 4]].isnan().any()
     assert dx[2].isnan().all()
     assert dweight[7].isnan()
-
-
-def test_same_bits_for_any_number_of_threads(threads: Callable[[int], None]) -> None:
-    weight, x, dy = tensors(67, 1536, torch.bfloat16, 2)
-    results = []
-    for count in (1, 2, 3):
-        threads(count)
-        got = fwd(CpuBackend(), x, None, weight)
-        results.append((got.y, got.rstd, *bwd(CpuBackend(), dy, x, weight, got.rstd, None)))
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
-            assert torch.equal(a, b)
 
 
 def test_same_bits_for_any_schedule(emulated: Any) -> None:

@@ -10,9 +10,8 @@ import torch
 from fastllm_core import _core
 from fastllm_train.ops.rope import rope
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
-DENORMAL = {torch.float32: 2.0**-149, torch.bfloat16: 2.0**-133, torch.float16: 2.0**-24}
+from .accuracy import DENORMAL, DTYPES, ROUNDING, assert_within
+from .random_inputs import CPU, RandomCase, random_cases
 
 
 def tables(rows: int, pairs: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,9 +74,8 @@ def run(
 
 
 def check(y: torch.Tensor, expected: torch.Tensor, terms: torch.Tensor) -> None:
-    error = (y.double() - expected).abs()
     bound = expected.abs() * ROUNDING[y.dtype] + terms * 3e-7 + DENORMAL[y.dtype]
-    assert (error - bound).max() <= 0
+    assert_within(y, expected, bound)
 
 
 @pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
@@ -104,6 +102,21 @@ def test_values(
     assert torch.equal(y[..., 2 * pairs :], x[..., 2 * pairs :])
     back = run(backend, x, cos, sin, None, interleaved, inverse=True)
     check(back, *reference(x, cos, sin, None, interleaved, inverse=True))
+
+
+@random_cases
+def test_random_shapes(case: RandomCase) -> None:
+    head_dim = 2 * (1 + case.pick(150))
+    pairs = 1 + case.seed % (head_dim // 2)
+    x = case.tensor(1, case.rows, max(1, case.cols // head_dim), head_dim)
+    cos, sin = tables(case.rows + 9, pairs)
+    positions = torch.arange(case.rows).flip(0)[None] + 9 if case.seed % 2 else None
+    check(
+        run(CPU, x, cos, sin, positions, case.flag), *reference(x, cos, sin, positions, case.flag)
+    )
+    x[0, case.pick(case.rows), 0, case.pick(head_dim)] = float("nan")
+    y = run(CPU, x, cos, sin, positions, case.flag, inverse=True)
+    check(y, *reference(x, cos, sin, positions, case.flag, inverse=True))
 
 
 def test_positions(backend: Any) -> None:

@@ -10,7 +10,8 @@ import torch
 from fastllm_core import _core
 from fastllm_train.ops.softmax import softmax
 
-from .accuracy import ARITHMETIC, DENORMAL, DTYPES, ROUNDING, assert_within, randoms
+from .accuracy import ARITHMETIC, DENORMAL, DTYPES, ROUNDING, assert_within, randoms, rounded
+from .random_inputs import CPU, RandomCase, random_cases
 
 SHAPES = ((1, 1, 1, 1), (2, 3, 5, 33), (1, 2, 7, 1000), (2, 1, 3, 2048), (1, 1, 2, 9000))
 FORMS = ("plain", "causal", "mask", "alibi", "all")
@@ -87,7 +88,8 @@ def check(
         v = v + slopes.double()[:, None, None] * distance
         magnitude = magnitude + slopes.double()[:, None, None] * keys
     v = torch.where(here, v, -torch.inf)
-    expected = v.softmax(-1).nan_to_num(0.0) if not x.isnan().any() else v.softmax(-1)
+    # Where nothing takes part, torch has NaN and the kernel 0.
+    expected = torch.where((v == -torch.inf).all(-1, keepdim=True), 0.0, v.softmax(-1))
     spread = (v - v.amax(-1, keepdim=True)).abs().nan_to_num(0.0, posinf=0.0)
     # The score is rounded to float32, and exp has the relative error of its argument.
     relative = (
@@ -100,6 +102,15 @@ def check(
     assert not y[~here].any()
 
 
+def check_bwd(dx: torch.Tensor, dy: torch.Tensor, y: torch.Tensor) -> None:
+    y64, d = y.double(), dy.double()
+    dot = (y64 * d).sum(-1, keepdim=True)
+    expected = SCALE * y64 * (d - dot)
+    terms = SCALE * y64 * (d.abs() + (y64 * d.abs()).sum(-1, keepdim=True))
+    # y * scale may be denormal before it meets dy.
+    assert_within(dx, expected, rounded(expected, dx.dtype, terms) + 1e-37)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -110,14 +121,24 @@ def test_values(backend: Any, shape: tuple[int, ...], dtype: torch.dtype, form: 
     causal, mask, slopes = extras(form, shape)
     y = fwd(backend, x, causal, mask, slopes)
     check(y, x, causal, mask, slopes)
+    check_bwd(bwd(backend, dy, y, causal), dy, y)
 
-    y64, d = y.double(), dy.double()
-    dot = (y64 * d).sum(-1, keepdim=True)
-    expected = SCALE * y64 * (d - dot)
-    terms = SCALE * y64 * (d.abs() + (y64 * d.abs()).sum(-1, keepdim=True))
-    # y * scale may be denormal before it meets dy.
-    bound = expected.abs() * ROUNDING[dtype] + terms * ARITHMETIC + DENORMAL[dtype] + 1e-37
-    assert_within(bwd(backend, dy, y, causal), expected, bound)
+
+@random_cases
+def test_random_shapes(case: RandomCase) -> None:
+    heads = 2 if case.rows % 2 == 0 else 1
+    shape = (1, heads, case.rows // heads, case.cols)
+    x, dy = case.tensor(*shape), case.normal(*shape, index=1)
+    x[0, 0, case.pick(shape[2])] = -torch.inf  # a row of nothing
+    form = FORMS[case.seed % len(FORMS)]
+    causal, mask, slopes = extras(form, shape)
+    y = fwd(CPU, x, causal, mask, slopes)
+    check(y, x, causal, mask, slopes)
+    assert not y[0, 0, case.pick(shape[2])].any()
+    check_bwd(bwd(CPU, dy, y, causal), dy, y)
+
+    x[0, 0, -1, case.pick(case.cols)] = torch.nan
+    check(fwd(CPU, x), x, False, None, None)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e4], ids=str)
