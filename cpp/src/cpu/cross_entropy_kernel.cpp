@@ -48,7 +48,9 @@ MaxAndSum max_and_sum(const T* x, std::int64_t cols, MaxAndSum so_far) {
         const Vec from = broadcast(reference);
         Sum4 sums;
         const std::int64_t whole = count / kWidth * kWidth;
+        const T* next = x + begin + count;  // also at a row's end: rows adjoin
         for_each_pair(whole, [&](std::int64_t c, int slot, auto lanes) FASTLLM_LAMBDA {
+            prefetch(next + c, lanes);
             sums.add(slot, exponential(load(x + begin + c, lanes) - from));
         });
         sum += sums.total();

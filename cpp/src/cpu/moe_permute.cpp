@@ -16,7 +16,14 @@ void run(const Kernel& kernel, const Args& args) {
 }  // namespace
 
 void moe_permute(const MoePermute& args) { run(FASTLLM_KERNELS(moe_permute).permute, args); }
-void moe_combine(const MoeCombine& args) { run(FASTLLM_KERNELS(moe_permute).combine, args); }
+void moe_combine(const MoeCombine& args) {
+    const bool stream = should_stream(args.tokens * args.cols *
+                                      static_cast<std::int64_t>(size_in_bytes(args.dtype)));
+    auto* combine = FASTLLM_KERNELS(moe_permute).combine;
+    run([&](const MoeCombine& a, std::int64_t begin,
+            std::int64_t end) { combine(a, begin, end, stream); },
+        args);
+}
 void moe_combine_bwd(const MoeCombineBwd& args) {
     run(FASTLLM_KERNELS(moe_permute).combine_bwd, args);
 }

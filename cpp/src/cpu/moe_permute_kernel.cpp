@@ -23,31 +23,74 @@ void permute_tokens(const MoePermute& a, std::int64_t begin, std::int64_t end) {
     }
 }
 
-// The choices are added in the row's stretch of columns that the first-level cache holds, in float.
+// A copy of a token, and what it counts.
 template <class T>
-void combine_tokens(const MoeCombine& a, std::int64_t begin, std::int64_t end) {
-    constexpr std::int64_t kStretch = 2048;
-    alignas(64) float sums[kStretch];
+struct Copy {
+    const T* y;
+    Vec weight;
+};
+
+// Copies whose rows are read side by side. Where a token has more, the sums so far are kept in a
+// buffer that stays in the first-level cache.
+constexpr std::int64_t kCopies = 8;
+constexpr std::int64_t kStretch = 2048;
+
+// Those of token t's choices [begin, begin + kCopies) that were not dropped; returns how many.
+template <class T>
+int copies_of(const MoeCombine& a, std::int64_t t, std::int64_t begin, Copy<T>* copies) {
+    int found = 0;
+    for (std::int64_t k = begin; k < a.choices && k < begin + kCopies; ++k) {
+        const std::int64_t slot = a.slots[t * a.choices + k];
+        if (!taken(slot, a.places)) continue;
+        const float w = a.weights != nullptr ? a.weights[t * a.choices + k] : 1.0f;
+        copies[found++] = {static_cast<const T*>(a.y) + slot * a.cols, broadcast(w)};
+    }
+    return found;
+}
+
+// out = sums + the copies, in float; sums begin at 0 where there are none yet.
+template <class T, bool kStream, class Out>
+void add_copies(const Copy<T>* copies, int count, std::int64_t column, const float* sums, Out* out,
+                std::int64_t cols) {
+    for_each_pair(cols, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
+        decltype(load(copies->y, lanes)) total = broadcast(0.0f);
+        if (sums != nullptr) total = load(sums + c, lanes);
+        for (int i = 0; i < count; ++i) {
+            const T* y = copies[i].y + column + c;
+            prefetch(y + kAhead<T>, lanes);
+            total = multiply_add(load(y, lanes), copies[i].weight, total);
+        }
+        store_as<kStream>(out + c, total, lanes);
+    });
+}
+
+template <class T, bool kStream>
+void combine_token(const MoeCombine& a, std::int64_t t, T* out) {
+    alignas(64) float buffer[kStretch];
+    Copy<T> copies[kCopies];
+    for (std::int64_t c = 0; c < a.cols; c += kStretch) {
+        const std::int64_t width = a.cols - c < kStretch ? a.cols - c : kStretch;
+        const float* sums = nullptr;
+        std::int64_t k = 0;
+        for (; k + kCopies < a.choices; k += kCopies) {
+            const int count = copies_of(a, t, k, copies);
+            add_copies<T, false>(copies, count, c, sums, buffer, width);
+            sums = buffer;
+        }
+        const int count = copies_of(a, t, k, copies);
+        add_copies<T, kStream>(copies, count, c, sums, out + c, width);
+    }
+}
+
+template <class T>
+void combine_tokens(const MoeCombine& a, std::int64_t begin, std::int64_t end, bool stream) {
     for (std::int64_t t = begin; t < end; ++t) {
         T* out = static_cast<T*>(a.out) + t * a.cols;
-        for (std::int64_t c = 0; c < a.cols; c += kStretch) {
-            const std::int64_t count = a.cols - c < kStretch ? a.cols - c : kStretch;
-            for (std::int64_t i = 0; i < count; ++i) sums[i] = 0.0f;
-            for (std::int64_t k = 0; k < a.choices; ++k) {
-                const std::int64_t slot = a.slots[t * a.choices + k];
-                if (!taken(slot, a.places)) continue;
-                const T* y = static_cast<const T*>(a.y) + slot * a.cols + c;
-                const Vec w = broadcast(a.weights != nullptr ? a.weights[t * a.choices + k] : 1.0f);
-                for_each_pair(count, [&](std::int64_t i, int, auto lanes) FASTLLM_LAMBDA {
-                    store(sums + i, multiply_add(load(y + i, lanes), w, load(sums + i, lanes)),
-                          lanes);
-                });
-            }
-            for_each_pair(count, [&](std::int64_t i, int, auto lanes) FASTLLM_LAMBDA {
-                store(out + c + i, load(sums + i, lanes), lanes);
-            });
-        }
+        auto* combine =
+            stream && can_stream(out) ? &combine_token<T, true> : &combine_token<T, false>;
+        combine(a, t, out);
     }
+    if (stream) finish_streaming();
 }
 
 // Writes dy = w * dout; returns sum(dout * y).
@@ -84,9 +127,10 @@ void permute_any(const MoePermute& a, std::int64_t begin, std::int64_t end) {
         a.dtype, [&](auto zero) FASTLLM_LAMBDA { permute_tokens<decltype(zero)>(a, begin, end); });
 }
 
-void combine_any(const MoeCombine& a, std::int64_t begin, std::int64_t end) {
-    with_element_type(
-        a.dtype, [&](auto zero) FASTLLM_LAMBDA { combine_tokens<decltype(zero)>(a, begin, end); });
+void combine_any(const MoeCombine& a, std::int64_t begin, std::int64_t end, bool stream) {
+    with_element_type(a.dtype, [&](auto zero) FASTLLM_LAMBDA {
+        combine_tokens<decltype(zero)>(a, begin, end, stream);
+    });
 }
 
 void combine_bwd_any(const MoeCombineBwd& a, std::int64_t begin, std::int64_t end) {

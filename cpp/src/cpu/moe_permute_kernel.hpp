@@ -10,7 +10,8 @@ namespace fastllm::cpu {
 struct MoePermuteKernels {
     // Tokens [begin, end).
     void (*permute)(const MoePermute& args, std::int64_t begin, std::int64_t end);
-    void (*combine)(const MoeCombine& args, std::int64_t begin, std::int64_t end);
+    // `stream`: the output is too large to be found in the cache by its reader.
+    void (*combine)(const MoeCombine& args, std::int64_t begin, std::int64_t end, bool stream);
     void (*combine_bwd)(const MoeCombineBwd& args, std::int64_t begin, std::int64_t end);
 };
 

@@ -6,7 +6,7 @@
 namespace fastllm::cpu::FASTLLM_ISA {
 namespace {
 
-template <class T>
+template <bool kStream, class T>
 void turn_halves(const T* x, T* y, const float* cos, const float* sin, Vec sign,
                  std::int64_t pairs) {
     for_each_vec(pairs, [&](std::int64_t i, int, auto lanes) FASTLLM_LAMBDA {
@@ -14,12 +14,12 @@ void turn_halves(const T* x, T* y, const float* cos, const float* sin, Vec sign,
         const Vec s = load(sin + i, lanes) * sign;
         const Vec a = load(x + i, lanes);
         const Vec b = load(x + pairs + i, lanes);
-        store(y + i, a * c - b * s, lanes);
-        store(y + pairs + i, multiply_add(b, c, a * s), lanes);
+        store_as<kStream>(y + i, a * c - b * s, lanes);
+        store_as<kStream>(y + pairs + i, multiply_add(b, c, a * s), lanes);
     });
 }
 
-template <class T>
+template <bool kStream, class T>
 void turn_neighbours(const T* x, T* y, const float* cos, const float* sin, float sign,
                      std::int64_t pairs) {
     std::int64_t i = 0;
@@ -30,8 +30,8 @@ void turn_neighbours(const T* x, T* y, const float* cos, const float* sin, float
         split_pairs(load(x + 2 * i, AllLanes{}), load(x + 2 * i + kWidth, AllLanes{}), a, b);
         Vec first, second;
         join_pairs(a * c - b * s, multiply_add(b, c, a * s), first, second);
-        store(y + 2 * i, first, AllLanes{});
-        store(y + 2 * i + kWidth, second, AllLanes{});
+        store_as<kStream>(y + 2 * i, first, AllLanes{});
+        store_as<kStream>(y + 2 * i + kWidth, second, AllLanes{});
     }
     for (; i < pairs; ++i) {
         const float a = to_float(x[2 * i]);
@@ -41,8 +41,18 @@ void turn_neighbours(const T* x, T* y, const float* cos, const float* sin, float
     }
 }
 
+template <bool kStream, class T>
+void turn(bool interleaved, const T* x, T* y, const float* cos, const float* sin, float sign,
+          std::int64_t pairs) {
+    if (interleaved) {
+        turn_neighbours<kStream>(x, y, cos, sin, sign, pairs);
+    } else {
+        turn_halves<kStream>(x, y, cos, sin, broadcast(sign), pairs);
+    }
+}
+
 template <class T>
-void run_tokens(const Rope& r, std::int64_t begin, std::int64_t end) {
+void run_tokens(const Rope& r, std::int64_t begin, std::int64_t end, bool stream) {
     const std::int64_t pairs = r.rotary_dim / 2;
     const float sign = r.inverse ? -1.0f : 1.0f;
     for (std::int64_t t = begin; t < end; ++t) {
@@ -60,27 +70,23 @@ void run_tokens(const Rope& r, std::int64_t begin, std::int64_t end) {
             if (!known) {
                 const float nan = detail::float_of(0x7fc00000u);
                 for (std::int64_t i = 0; i < r.rotary_dim; ++i) y[i] = from_float<T>(nan);
-            } else if (r.interleaved) {
-                turn_neighbours(x, y, cos, sin, sign, pairs);
+            } else if (stream && can_stream(y) && can_stream(y + pairs)) {
+                turn<true>(r.interleaved, x, y, cos, sin, sign, pairs);
             } else {
-                turn_halves(x, y, cos, sin, broadcast(sign), pairs);
+                turn<false>(r.interleaved, x, y, cos, sin, sign, pairs);
             }
             if (x != y) {
                 for (std::int64_t i = r.rotary_dim; i < r.head_dim; ++i) y[i] = x[i];
             }
         }
     }
+    if (stream) finish_streaming();
 }
 
-void run_any(const Rope& r, std::int64_t begin, std::int64_t end) {
-    switch (r.dtype) {
-        case DType::kFloat32:
-            return run_tokens<float>(r, begin, end);
-        case DType::kBFloat16:
-            return run_tokens<bfloat16>(r, begin, end);
-        case DType::kFloat16:
-            return run_tokens<float16>(r, begin, end);
-    }
+void run_any(const Rope& r, std::int64_t begin, std::int64_t end, bool stream) {
+    with_element_type(r.dtype, [&](auto zero) FASTLLM_LAMBDA {
+        run_tokens<decltype(zero)>(r, begin, end, stream);
+    });
 }
 
 }  // namespace

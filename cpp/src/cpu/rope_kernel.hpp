@@ -8,8 +8,9 @@
 namespace fastllm::cpu {
 
 struct RopeKernels {
-    // Tokens [begin, end) of batch * tokens.
-    void (*run)(const Rope& args, std::int64_t begin, std::int64_t end);
+    // Tokens [begin, end) of batch * tokens. `stream`: the output is too large to be found in the
+    // cache by its reader.
+    void (*run)(const Rope& args, std::int64_t begin, std::int64_t end, bool stream);
 };
 
 namespace portable {

@@ -132,10 +132,19 @@ void softmax_row(const Scores<T>& s, T* y, std::int64_t places) {
     }
 }
 
+template <class T, bool kStream>
+void zero(T* y, std::int64_t count) {
+    for_each_pair(count, [&](std::int64_t c, int, auto lanes)
+                             FASTLLM_LAMBDA { store_as<kStream>(y + c, broadcast(0.0f), lanes); });
+}
+
 template <class T>
-void zero_from(T* y, std::int64_t begin, std::int64_t end) {
-    for_each_vec(end - begin, [&](std::int64_t c, int, auto lanes)
-                                  FASTLLM_LAMBDA { store(y + begin + c, broadcast(0.0f), lanes); });
+void zero_from(T* y, std::int64_t begin, std::int64_t end, bool stream) {
+    if (stream) {
+        for (int i = 0; i < 64 && begin < end && !can_stream(y + begin); ++i) y[begin++] = T{};
+        if (can_stream(y + begin)) return zero<T, true>(y + begin, end - begin);
+    }
+    zero<T, false>(y + begin, end - begin);
 }
 
 template <class T>
@@ -163,7 +172,7 @@ void fwd_rows(const SoftmaxFwd& a, std::int64_t begin, std::int64_t end, bool st
                 ? (go_around ? &softmax_row<T, true, true> : &softmax_row<T, true, false>)
                 : (go_around ? &softmax_row<T, false, true> : &softmax_row<T, false, false>);
         softmax(s, y, places);
-        zero_from(y, places, a.cols);
+        zero_from(y, places, a.cols, stream);
     }
     if (stream) finish_streaming();
 }
@@ -203,7 +212,7 @@ void bwd_rows(const SoftmaxBwd& a, std::int64_t begin, std::int64_t end, bool st
         auto* gradient =
             stream && can_stream(dx) ? &gradient_row<T, true> : &gradient_row<T, false>;
         gradient(dy, y, dot(dy, y, places), a.scale, dx, a.cols, places);
-        zero_from(dx, places, a.cols);
+        zero_from(dx, places, a.cols, stream);
     }
     if (stream) finish_streaming();
 }
