@@ -3,4 +3,9 @@
 import sys
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+# Test files run beside each other: threads that spin would take the cores from one another.
+torch.set_num_threads(1)

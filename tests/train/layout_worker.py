@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from train_layouts import TINY, samples_of, tiny_config
+from planted import left_out, left_out_once, replaced
+from train_layouts import FAMILIES, TINY, samples_of, tiny_config
 
 from fastllm_planner.arch import ArchSpec, ParamSpec, iter_params
 from fastllm_train import context_parallel
@@ -36,44 +36,65 @@ from fastllm_train.models.initialise import initialise
 from fastllm_train.pipeline.exchange import Exchange
 from fastllm_train.pipeline.run import Runner
 from fastllm_train.pipeline.tied import TiedEmbedding
-from fastllm_train.tensor_parallel.apply import cut_to_rank, join_from_ranks
+from fastllm_train.tensor_parallel import apply, layers
+from fastllm_train.tensor_parallel.apply import copies_differ, cut_to_rank, join_from_ranks
 
 CPU = torch.device("cpu")
+AUX_LOSS = {"moe": {**FAMILIES["mixtral"]["moe"], "aux_loss_coef": 0.02}}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "deep": {"layers": 5, "kv_heads": 1},
+    **FAMILIES,
+    "mixtral": {**FAMILIES["mixtral"], **AUX_LOSS},
+    "one key head": {"kv_heads": 1},
+    "odd depth": {"layers": 5, "kv_heads": 1},
+    "biases": {"qkv_bias": True, "attention_out_bias": True, "mlp_bias": True},
     "qwen3": {"family": "qwen3", "qk_norm": True, "tied_embeddings": True},
     "mistral": {"family": "mistral", "sliding_window": 8},
-    "gpt2": {
-        "family": "gpt2",
-        "kv_heads": 4,
-        "mlp": "gelu",
-        "norm": "layernorm",
-        "position": "learned",
-        "qkv_bias": True,
-        "attention_out_bias": True,
-        "mlp_bias": True,
-        "tied_embeddings": True,
-    },
-    "baichuan": {"family": "baichuan", "kv_heads": 4, "position": "alibi", "norm_head": True},
-    "mixtral": {
-        "family": "mixtral",
-        "moe": {"experts": 6, "active_experts": 2, "ffn_hidden": 48, "aux_loss_coef": 0.02},
-    },
 }
 SP = {"sequence_parallel": True}
-LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
+FULL, SELECTIVE = {"recompute": "full"}, {"recompute": "selective"}
+# By number of processes. Every family in these …
+OF_EVERY_FAMILY: dict[int, dict[str, dict[str, Any]]] = {
+    2: {
+        "tp2": {"tp": 2},
+        "tp2 sp": {"tp": 2, **SP},
+        "tp2 sp, full": {"tp": 2, **SP, **FULL},
+        "pp2": {"pp": 2},
+        "pp2, selective": {"pp": 2, **SELECTIVE},
+        "cp2": {"cp": 2},
+        "dp2, full": {"dp": 2, **FULL},
+    },
     4: {
-        "deep: pp4": {"pp": 4},
-        "llama: tp2 pp2 sp, recompute": {"tp": 2, "pp": 2, "recompute": "full", **SP},
+        "tp4": {"tp": 4},
+        "tp4 sp": {"tp": 4, **SP},
+        "pp4": {"pp": 4},
+        "tp2 pp2": {"tp": 2, "pp": 2},
+        "tp2 pp2 sp, full": {"tp": 2, "pp": 2, **SP, **FULL},
+    },
+    8: {"tp2 pp2 dp2": {"tp": 2, "pp": 2, "dp": 2}},
+}
+# … and single ones.
+OTHERS: dict[int, dict[str, dict[str, Any]]] = {
+    2: {
+        "mixtral: ep2 dp2": {"ep": 2, "dp": 2},
+        "mixtral: ep2 dp2, full": {"ep": 2, "dp": 2, **FULL},
+        "one key head: tp2 sp": {"tp": 2, **SP},
+        "biases: tp2": {"tp": 2},
+        "biases: tp2 sp": {"tp": 2, **SP},
+        "qwen3: tp2 sp": {"tp": 2, **SP},
+        "mistral: tp2 sp, selective": {"tp": 2, **SP, **SELECTIVE},
+    },
+    4: {
+        "odd depth: pp4": {"pp": 4},
+        "one key head: tp4 sp": {"tp": 4, **SP},
+        "biases: tp4 sp": {"tp": 4, **SP},
+        "qwen3: tp4 sp": {"tp": 4, **SP},
+        "mistral: tp4": {"tp": 4},
         "llama: cp4": {"cp": 4},
         "llama: cp2 tp2 sp": {"cp": 2, "tp": 2, **SP},
-        "llama: cp2 pp2, recompute": {"cp": 2, "pp": 2, "recompute": "selective"},
+        "llama: cp2 pp2, selective": {"cp": 2, "pp": 2, **SELECTIVE},
         "mistral: cp2 dp2": {"cp": 2, "dp": 2},
         "baichuan: cp2 tp2": {"cp": 2, "tp": 2},
-        "baichuan: tp2 pp2": {"tp": 2, "pp": 2},
         "gpt2: pp2 dp2": {"pp": 2, "dp": 2},
-        "gpt2: tp2 pp2 sp": {"tp": 2, "pp": 2, **SP},
         "qwen3: cp2 pp2": {"cp": 2, "pp": 2},
         "mixtral: tp2 dp2": {"tp": 2, "dp": 2},
         "mixtral: ep2 dp4": {"ep": 2, "dp": 4},
@@ -84,17 +105,31 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
     },
     8: {
         "llama: tp2 pp2 dp2 sp": {"tp": 2, "pp": 2, "dp": 2, **SP},
-        "gpt2: tp2 pp2 dp2": {"tp": 2, "pp": 2, "dp": 2},
-        "mixtral: ep2 tp2 pp2": {"ep": 2, "dp": 2, "tp": 2, "pp": 2},
         "llama: cp2 tp2 pp2": {"cp": 2, "tp": 2, "pp": 2},
+        "mixtral: ep2 tp2 pp2": {"ep": 2, "dp": 2, "tp": 2, "pp": 2},
     },
+}
+LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
+    size: {
+        **{
+            f"{family}: {name}": layout
+            for family in FAMILIES
+            for name, layout in OF_EVERY_FAMILY[size].items()
+        },
+        **OTHERS[size],
+    }
+    for size in OTHERS
 }
 
 
 def config_of(name: str, layout: dict[str, Any]) -> Config:
     arch = {**TINY, **ARCHITECTURES[name.split(":")[0]]}
+    arch["layers"] = max(arch["layers"], layout.get("pp", 1))
     return tiny_config(
-        model={"arch": arch}, parallel=layout, batch={"micro": 1}, speed={"kernels": "torch"}
+        model={"arch": arch},
+        parallel=layout,
+        batch={"micro": 1, "global": 4},
+        speed={"kernels": "torch"},
     )
 
 
@@ -120,18 +155,19 @@ def arrays_of(batch: Any) -> tuple[Any, ...]:
     return batch.tokens, batch.position_ids, batch.labels, batch.loss_mask
 
 
-def whole_gradients(config: Config, spec: ArchSpec) -> tuple[float, dict[str, torch.Tensor]]:
+@cache
+def whole_gradients(spec: ArchSpec) -> tuple[float, dict[str, torch.Tensor]]:
     """Mean loss and gradients of the whole batch in one process, micro-batch by micro-batch (an
-    auxiliary loss depends on what shares one)."""
+    auxiliary loss depends on what shares one; in every layout one sequence is one)."""
+    config = config_of("llama", {})
     model = whole_model(config, spec).double()
     filled(model, spec, lambda _, whole: whole)
     total = weight = 0.0
-    for dp_rank in range(config.parallel.dp):
-        for batch in micro_batches(config, spec, dp_rank):
-            loss = model(*(torch.from_numpy(a) for a in arrays_of(batch)))
-            loss.objective.backward()
-            total += float(loss.cross_entropy)
-            weight += float(batch.loss_mask.sum())
+    for batch in micro_batches(config, spec, 0):
+        loss = model(*(torch.from_numpy(a) for a in arrays_of(batch)))
+        loss.objective.backward()
+        total += float(loss.cross_entropy)
+        weight += float(batch.loss_mask.sum())
     grads = {n: p.grad / weight for n, p in model.named_parameters() if p.grad is not None}
     return total / weight, grads
 
@@ -143,8 +179,9 @@ def same_weights(mesh: Mesh, shared_out: bool) -> dist.ProcessGroup:
 
 def part_gradients(
     config: Config, spec: ArchSpec, mesh: Mesh
-) -> tuple[float, dict[str, torch.Tensor]]:
-    """The same from this rank's part: loss on every rank, whole gradients of what it holds."""
+) -> tuple[float, dict[str, torch.Tensor], float]:
+    """The same from this rank's part: loss on every rank, whole gradients of what it holds; 1.0 if
+    the copies of one differ."""
     part = build_part(config, spec, mesh)
     copy = materialise(part, CPU, torch.float64)
     filled(part, spec, partial(cut_to_rank, spec, mesh))
@@ -169,72 +206,71 @@ def part_gradients(
     dist.all_reduce(total)
     by_name = {p.name: p for p in iter_params(spec)}
     grads: dict[str, torch.Tensor] = {}
+    unequal = 0.0
     for name, param in part.named_parameters():
         assert param.grad is not None, name
         shared_out = by_name[name].expert is not None and config.parallel.ep > 1
+        unequal = max(unequal, float(copies_differ(spec, mesh, by_name[name], param.grad)))
         dist.all_reduce(param.grad, group=same_weights(mesh, shared_out))
         grads[name] = join_from_ranks(spec, mesh, by_name[name], param.grad)
-    return float(total / sums), grads
+    return float(total / sums), grads, unequal
 
 
 def error_of(config: Config) -> dict[str, float]:
-    """Relative errors of the loss and of the worst gradient that this rank holds."""
+    """Relative errors of the loss and of the worst gradient that this rank holds; 1 for tensors
+    that tensor-parallel ranks hold in copies whose gradients differ."""
     spec = config.model.resolve()
-    loss, want = whole_gradients(config, spec)
-    got_loss, got = part_gradients(config, spec, build_mesh(config.parallel))
+    loss, want = whole_gradients(spec)
+    got_loss, got, unequal = part_gradients(config, spec, build_mesh(config.parallel))
     total = torch.stack([g.norm() for g in want.values()]).norm()
     # A bias on GPT-2's keys has no effect: its gradient is rounding, compared with the whole.
     worst = max(
         float((got[n] - want[n]).norm() / torch.max(want[n].norm(), 1e-3 * total)) for n in got
     )
-    return {"loss": abs(got_loss - loss) / loss, "gradient": worst}
+    return {"loss": abs(got_loss - loss) / loss, "gradient": worst, "copies differ": unequal}
 
 
-@contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    kept = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, kept)
-
-
-def no_offset(array: Any, mesh: Mesh) -> Any:
+def no_offset(cut: Callable[..., Any], array: Any, mesh: Mesh) -> Any:
     """Every part of a sequence starts at position 0."""
-    part = context_parallel.part_of_sequence(array, mesh)
+    part = cut(array, mesh)
     is_positions = array.shape[1] > 1 and bool((array == range(array.shape[1])).all())
     return part - part[:, :1] if is_positions else part
 
 
-# What is done wrong → (layout, what to replace, by what). Each must show.
-BROKEN: dict[str, tuple[str, Any, str, Any]] = {
-    "without the head's gradient": ("gpt2: pp2 dp2", TiedEmbedding, "_add", lambda _, grad: grad),
+# What is done wrong → (layout of 4 processes, what to replace, by a function of it and its
+# arguments). Each must show.
+HERE = sys.modules[__name__]
+BROKEN: dict[str, tuple[str, Any, str, Callable[..., Any]]] = {
+    "without one sum": ("llama: tp4", apply, "sum_over_ranks", left_out_once()),
+    "without the sum behind attention and MLP": ("llama: tp4", apply, "sum_over_ranks", left_out),
+    "without the sum of gradients into them": ("llama: tp4", apply, "sum_gradient", left_out),
+    "without the sum of norm gradients": ("llama: tp4 sp", layers, "sum_gradient", left_out),
+    "without the head's gradient": (
+        "gpt2: pp2 dp2",
+        TiedEmbedding,
+        "_add",
+        lambda _add, _tied, grad: grad,
+    ),
     "without the mean over parts of a sequence": (
         "mixtral: cp2 tp2 sp",
         context_parallel,
         "mean_of_summed",
-        lambda x, _: x,
+        left_out,
     ),
-    "with positions that start again": (
-        "llama: cp4",
-        sys.modules[__name__],
-        "part_of_sequence",
-        no_offset,
-    ),
+    "with positions that start again": ("llama: cp4", HERE, "part_of_sequence", no_offset),
     "with every rank's experts added up": (
         "mixtral: ep2 dp4",
-        sys.modules[__name__],
+        HERE,
         "same_weights",
-        lambda mesh, _: mesh.data_group,
+        lambda _same, mesh, _shared_out: mesh.data_group,
     ),
 }
 
 
 def broken_error(what: str) -> dict[str, float]:
-    name, owner, attribute, value = BROKEN[what]
+    name, owner, attribute, wrong = BROKEN[what]
     config = config_of(name, LAYOUTS[4][name])
-    with replaced(owner, attribute, value):
+    with replaced(owner, attribute, wrong):
         return error_of(config)
 
 

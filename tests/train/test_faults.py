@@ -10,9 +10,9 @@ from typing import Any
 import fault_worker
 import pytest
 import torch
+from rank_job import run_ranks
 from safetensors.torch import load_file
 from train_layouts import TINY, tiny_config
-from train_worker import run_ranks
 
 from fastllm_planner.arch import iter_params, spec_from_dict, to_hf_config
 from fastllm_train.checkpoint import newest

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 import trace_worker
-from test_data_parallel import MIXTRAL
-from train_layouts import TINY, tiny_config
+from train_layouts import TINY, tiny_arch, tiny_config
 
 from fastllm_train.__main__ import main
 from fastllm_train.toml_text import to_toml
 from fastllm_train.trace.step import trace_stage
 from fastllm_train.trace.tracer import MemoryTracer
+
+MIXTRAL = tiny_arch("mixtral")
 
 
 def test_the_tracer_counts_what_lives() -> None:

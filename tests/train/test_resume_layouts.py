@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_data_parallel import MIXTRAL
-from train_layouts import TINY, Trajectory, tiny_config
+from train_layouts import ADAMW, TINY, Trajectory, tiny_arch, tiny_config
 from train_worker import SAVE_AT, run_layouts
 
 from fastllm_planner.arch import spec_from_dict
@@ -17,13 +16,12 @@ from fastllm_train.config import Config
 from fastllm_train.errors import UserError
 from fastllm_train.portable import INDEX, PortableCheckpoint, WholeState, write_share
 
-ADAMW = {"name": "adamw", "lr": 3e-3, "clip": 0.1, "weight_decay": 0.1, "eps": 1e-5}
 # The vocabulary and the widths do not divide by 4: ZeRO's partitions cut through tensors.
 ODD = {**TINY, "vocab": 130, "ffn_hidden": 98, "layers": 2}
 
 
 def config_of(folder: Path, kind: str, parallel: dict[str, Any], dtype: str = "fp32") -> Config:
-    arch = MIXTRAL if "ep" in parallel else ODD
+    arch = tiny_arch("mixtral") if "ep" in parallel else ODD
     if "tied" in folder.name:
         arch = {**ODD, "tied_embeddings": True}
     return tiny_config(

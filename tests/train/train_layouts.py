@@ -28,6 +28,40 @@ TINY: dict[str, Any] = {
     "vocab": 128,
     "max_seq_len": 64,
 }
+# What each family changes of TINY. LLaMA has fewer key/value heads than 4 tensor-parallel ranks;
+# Baichuan2-13B has ALiBi and NormHead; GPT-2 ties its embeddings and has biases.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "baichuan": {"family": "baichuan", "kv_heads": 4, "position": "alibi", "norm_head": True},
+    "gpt2": {
+        "family": "gpt2",
+        "kv_heads": 4,
+        "mlp": "gelu",
+        "norm": "layernorm",
+        "position": "learned",
+        "qkv_bias": True,
+        "attention_out_bias": True,
+        "mlp_bias": True,
+        "tied_embeddings": True,
+    },
+    "mixtral": {
+        "family": "mixtral",
+        "moe": {"experts": 6, "active_experts": 2, "ffn_hidden": 48},
+    },
+}
+ADAMW: dict[str, Any] = {
+    # eps well above a gradient's rounding: Adam would blow that up to a whole update.
+    "name": "adamw",
+    "lr": 3e-3,
+    "clip": 0.1,
+    "weight_decay": 0.1,
+    "eps": 1e-5,
+}
+
+
+def tiny_arch(family: str, layers: int = 2) -> dict[str, Any]:
+    """TINY as a member of ``FAMILIES``."""
+    return {**TINY, "layers": layers, **FAMILIES[family]}
 
 
 class UnevenSamples:
@@ -76,11 +110,13 @@ def samples_of(config: Config, spec: ArchSpec) -> UnevenSamples:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Loss and gradient norm of every step, and the fp32 weights at the end."""
+    """Loss and gradient norm of every step, and the fp32 weights at the end; how many tensors that
+    tensor-parallel ranks hold in copies are then not equal to the bit."""
 
     losses: list[float]
     norms: list[float]
     weights: dict[str, torch.Tensor]
+    unequal: int = 0
 
 
 def reference(
@@ -128,3 +164,21 @@ def reference(
     names = [name for name, _ in model.named_parameters()]
     weights = {n: m.detach().clone() for n, m in zip(names, masters, strict=True)}
     return Trajectory(losses, norms, weights)
+
+
+def assert_same_training(got: Trajectory, want: Trajectory) -> None:
+    """In fp32: what rounding explains and no more."""
+    np.testing.assert_allclose(got.losses, want.losses, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(got.norms, want.norms, rtol=1e-5)
+    assert list(got.weights) == list(want.weights)
+    for name, weight in want.weights.items():
+        torch.testing.assert_close(got.weights[name], weight, rtol=1e-4, atol=1e-6, msg=name)
+    assert got.unequal == 0
+
+
+def assert_same_bf16_training(got: Trajectory, want: Trajectory) -> None:
+    """In bf16 with fp32 masters, against the reference in that precision."""
+    np.testing.assert_allclose(got.losses[0], want.losses[0], rtol=0, atol=1e-3)
+    np.testing.assert_allclose(got.losses, want.losses, rtol=0, atol=5e-3)
+    np.testing.assert_allclose(got.norms[:5], want.norms[:5], rtol=2e-2)
+    assert got.unequal == 0

@@ -7,74 +7,90 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from planted import left_out, left_out_once, replaced
+from rank_job import Job, run_jobs
 from train_layouts import Trajectory, samples_of
 
 from fastllm_train.config import Config, build_config, to_table
 from fastllm_train.data import read_step
-from fastllm_train.launch import free_port, worker_environment
 from fastllm_train.portable import PortableCheckpoint, is_portable
 from fastllm_train.schedule import learning_rate
+from fastllm_train.tensor_parallel.apply import copies_differ
 
 
 def run_layouts(configs: dict[str, Config], folder: Path) -> dict[str, Trajectory]:
-    """Run every config, all of the same world size, in one job of real processes over gloo."""
-    sizes = {config.parallel.world_size for config in configs.values()}
-    (world_size,) = sizes
-    listing = folder / "configs.json"
-    listing.write_text(json.dumps({name: to_table(c) for name, c in configs.items()}))
-    run_ranks([__file__, str(listing), str(folder)], world_size)
+    """Run every config, in one job of real processes over gloo for each world size."""
+    by_size: dict[int, dict[str, Any]] = {}
+    for name, config in configs.items():
+        by_size.setdefault(config.parallel.world_size, {})[name] = to_table(config)
+    jobs: list[Job] = []
+    for size, tables in by_size.items():
+        listing = folder / f"configs{size}.json"
+        listing.write_text(json.dumps(tables))
+        jobs.append((size, [__file__, str(listing), str(folder)]))
+    run_jobs(jobs)
     return {name: _read(folder / f"{name}.pt") for name in configs}
-
-
-def run_ranks(arguments: list[str], world_size: int) -> None:
-    """Run a Python script as the ranks of a job; fails with the log of a rank that failed."""
-    port = free_port()
-    command = [sys.executable, *arguments]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(
-            command,
-            env=worker_environment(env, rank, world_size, port),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    logs = [worker.communicate(timeout=300)[0] for worker in workers]
-    for worker, log in zip(workers, logs, strict=True):
-        assert worker.returncode == 0, log[-4000:]
 
 
 def _read(path: Path) -> Trajectory:
     raw: dict[str, Any] = torch.load(path, weights_only=True)
-    return Trajectory(raw["losses"], raw["norms"], raw["weights"])
+    return Trajectory(raw["losses"], raw["norms"], raw["weights"], raw["unequal"])
 
 
 SAVE_AT = 3
 
 
+def mean_of_means(tensors: Any, engine: Any, batch: Any) -> list[torch.Tensor]:
+    """Every micro-batch counts the same, however many tokens it learns."""
+    *rest, mask = tensors(engine, batch)
+    return [*rest, mask / mask.sum().clamp(min=1)]
+
+
+@contextmanager
+def planted(name: str) -> Iterator[None]:
+    """What a run's name says is done wrong in it."""
+    import fastllm_train.engine_deepspeed as module
+    from fastllm_train import deepspeed_config
+    from fastllm_train.tensor_parallel import apply, layers
+
+    engine, states = module.DeepSpeedEngine, module.EngineStates
+    steps_from_zero = lambda begin, self, _: begin(self, 0)  # noqa: E731
+    wrong: dict[str, list[tuple[Any, str, Callable[..., Any]]]] = {
+        "unmarked": [(module, "mark_counted", lambda *_: None)],
+        "mean of means": [(engine, "_tensors", mean_of_means)],
+        "no sum": [(apply, "sum_over_ranks", left_out_once())],
+        "no norm sum": [(layers, "sum_gradient", left_out)],
+        "no adam step": [(states, "begin_restore", steps_from_zero)],
+        "zero0 as it is": [
+            (m, "effective_zero_stage", lambda _, config: (config.parallel.zero_stage, ""))
+            for m in (module, deepspeed_config)
+        ],
+    }
+    with ExitStack() as stack:
+        for owner, attribute, function in wrong.get(name.split(":")[0], []):
+            stack.enter_context(replaced(owner, attribute, function))
+        yield
+
+
 def _run(name: str, config: Config) -> dict[str, Any]:
     """All steps. "save…" writes a checkpoint into run.out after SAVE_AT steps; "load…" starts from
-    that one; "unmarked…" breaks the gradient norm on purpose."""
-    import fastllm_train.engine_deepspeed as module
+    that one; a plant's name before a colon does that wrong."""
+    from fastllm_train.engine_deepspeed import DeepSpeedEngine
 
     spec = config.model.resolve()
     source = samples_of(config, spec)
     folder = Path(config.run.out) / f"global_step{SAVE_AT}"
-    loading = name.startswith("load")
+    action = name.split(":")[-1].strip()
+    loading = action.startswith("load")
     start = PortableCheckpoint(folder, spec) if loading and is_portable(folder) else None
-    marked = module.mark_counted
-    if name.startswith("unmarked"):
-        module.mark_counted = lambda *_: None
-    engine = module.DeepSpeedEngine(config, spec, "cpu", start)
-    module.mark_counted = marked
+    engine = DeepSpeedEngine(config, spec, "cpu", start)
     first = 1
     if loading:
         state = engine.load(folder)
@@ -90,11 +106,28 @@ def _run(name: str, config: Config) -> dict[str, Any]:
         outcome = engine.train_step(batches, lr, stop=False)
         losses.append(outcome.loss)
         norms.append(outcome.grad_norm)
-        if name.startswith("save") and step == SAVE_AT:
+        if action.startswith("save") and step == SAVE_AT:
             done = consumed + config.batch.global_size
             engine.save(folder, {"step": step, "consumed_samples": done})
             torch.distributed.barrier()
-    return {"losses": losses, "norms": norms, "weights": dict(engine.master_parameters())}
+    weights = dict(engine.master_parameters())
+    unequal = _copies_that_differ(engine)
+    return {"losses": losses, "norms": norms, "weights": weights, "unequal": unequal}
+
+
+def _copies_that_differ(engine: Any) -> int:
+    """Tensors, summed over ranks, of which tensor-parallel ranks hold copies that are not equal to
+    the bit: the model's own and the master's."""
+    count = 0
+    mesh: Any = engine._mesh
+    if mesh.tp > 1:
+        for param, named in engine._parameters():
+            master = engine._states.weight(named)
+            own = [] if engine._stage == 3 else [named.detach()]
+            count += sum(copies_differ(engine._spec, mesh, param, x) for x in (master, *own))
+    total = torch.tensor(count)
+    torch.distributed.all_reduce(total)
+    return int(total)
 
 
 def main() -> None:
@@ -105,7 +138,8 @@ def main() -> None:
     assert place is not None
     join(place, "cpu")
     for name, table in json.loads(listing.read_text()).items():
-        result = _run(name, build_config(table))
+        with planted(name):
+            result = _run(name, build_config(table))
         if place.rank == 0:
             torch.save(result, folder / f"{name}.pt")
     torch.distributed.barrier()

@@ -196,3 +196,15 @@ def join_from_ranks(spec: ArchSpec, mesh: Mesh, param: ParamSpec, part: Tensor) 
     parts = [torch.empty_like(part) for _ in range(mesh.tp)]
     dist.all_gather(parts, part.contiguous(), group=mesh.tp_group)
     return torch.cat(parts[:: shard.copies], dim=shard.axis)
+
+
+def copies_differ(spec: ArchSpec, mesh: Mesh, param: ParamSpec, part: Tensor) -> bool:
+    """Whether this rank's tensor differs, in any bit, from the first of its copies on the
+    tensor-parallel ranks. Collective over the tensor group."""
+    shard = shard_of(spec, param, mesh.tp, mesh.tp_rank)
+    copies = mesh.tp if shard is None else shard.copies
+    if copies == 1:
+        return False
+    parts = [torch.empty_like(part) for _ in range(mesh.tp)]
+    dist.all_gather(parts, part.contiguous(), group=mesh.tp_group)
+    return not torch.equal(parts[mesh.tp_rank // copies * copies], part)
