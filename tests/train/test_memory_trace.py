@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import trace_worker
+from memory_layouts import BOUND, LAYOUTS, stages_of
 from train_layouts import TINY, tiny_arch, tiny_config
 
 from fastllm_train.__main__ import main
@@ -109,3 +110,9 @@ def test_check_says_whether_it_fits(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "follows ZeRO 0 to 2" in capsys.readouterr().err
     assert main(["check", str(path), "--memory", "--gpu", "H10"]) == 2
     assert main(["check", str(path), "--gpu", "H100-SXM"]) == 2
+
+
+@pytest.mark.parametrize("name", list(LAYOUTS)[:2])
+def test_the_planner_foresees_the_trace(name: str) -> None:
+    for row in stages_of(name):
+        assert abs(row["off"]) <= BOUND, row

@@ -249,17 +249,18 @@ def stage_memory(
     sums = model_sums(spec)
     held, experts = _stage_params(sums, spec, layout, stage)
     weights, gradients, optimizer = _states(layout, backend, held, experts)
-    step_gradients = gradients
-    if backend.reduce_bucket and layout.zero_stage in (1, 2) and layout.shard_size > 1:
-        # The rank's averaged part outlives the buckets, and in ZeRO-1 the gradients themselves.
-        averaged = backend.grad_bytes * optimizer / backend.optimizer_bytes
-        step_gradients = averaged
-        gradients = max(gradients, averaged) + (averaged if layout.zero_stage == 1 else 0.0)
-        gradients += 2.0 * backend.grad_bytes * min(backend.reduce_bucket, held)
     layers = stage_layers(spec.layers, layout.pp)[stage]
     tokens = layout.micro_batch * layout.seq_len / layout.cp
     saved = saved_bytes_per_token(spec, layout, backend) * tokens
     activations = saved * layers * in_flight(layout, stage)
+    step_gradients = gradients
+    if backend.reduce_bucket and layout.zero_stage in (1, 2) and layout.shard_size > 1:
+        # The rank's averaged part outlives the buckets, and in ZeRO-1 the gradients themselves.
+        step_gradients = backend.grad_bytes * optimizer / backend.optimizer_bytes
+        gradients = _reduced_gradients(layout, gradients, step_gradients, saved * layers, stage)
+        # ZeRO-1 makes a bucket beside the one of the micro-batch before.
+        buckets = 2.0 if layout.zero_stage == 1 and layout.micro_batches > 1 else 1.0
+        gradients += buckets * backend.grad_bytes * min(backend.reduce_bucket, held)
     sp = layout.tp if layout.sequence_parallel else 1
     boundary = 2.0 * spec.hidden * tokens / sp
     buffers = backend.stage_buffers * boundary * in_flight(layout, stage) if layout.pp > 1 else 0.0
@@ -301,6 +302,16 @@ def stage_memory(
         overhead=runtime * GIB,
         lazy_gradients=backend.lazy_gradients and layout.micro_batches == 1,
     )
+
+
+def _reduced_gradients(
+    layout: Layout, gradients: float, averaged: float, activations: float, stage: int
+) -> float:
+    """Gradient bytes at the peak, without buckets. ZeRO-1 makes the averaged part in the last
+    micro-batch, when the ``activations`` of the others in flight are gone."""
+    if layout.zero_stage == 2:
+        return max(gradients, averaged)
+    return gradients + max(0.0, averaged - activations * (in_flight(layout, stage) - 1.0))
 
 
 def _states(

@@ -31,7 +31,8 @@ def _gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     front = x.movedim(SEQUENCE, 0).contiguous()
     whole = front.new_empty(front.shape[0] * group.size(), *front.shape[1:])
     _all_gather_into(whole, front, group=group)
-    return whole.movedim(0, SEQUENCE)
+    # Products take rows that lie together: each would make, and keep, a copy of its own.
+    return whole.movedim(0, SEQUENCE).contiguous()
 
 
 def _scattered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
