@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.multiprocessing.spawn import spawn
 
-from fastllm_train.ops.linear_cross_entropy import linear_cross_entropy
+from fastllm_train.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_sum
 
 from .accuracy import DTYPES, randoms
 from .random_inputs import RandomCase, random_cases
@@ -20,6 +20,9 @@ TOKENS, SIZE, VOCABULARY = 11, 24, 1100
 CHUNK = 1
 # Logits of the order of 5 are rounded to the dtype, and so are their gradients.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2, torch.float16: 5e-3}
+
+
+PIECE = 4 * 4400  # of tokens: four rows of 1100 floats
 
 
 def sample(
@@ -141,7 +144,12 @@ def _rank(rank: int, address: Path, results: Path) -> None:
     )
     dhidden, dweight = torch.autograd.grad((losses * share).sum(), leaves)
     dist.all_reduce(dhidden)
-    torch.save((losses.detach(), dhidden, dweight), results / f"{rank}.pt")
+    total = linear_cross_entropy_sum(
+        *leaves, labels, share, first=first, group=dist.group.WORLD, chunk_bytes=PIECE
+    )
+    summed = torch.autograd.grad(total, leaves)
+    dist.all_reduce(summed[0])
+    torch.save((losses.detach(), dhidden, dweight, total.detach(), *summed), results / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -154,3 +162,53 @@ def test_vocabulary_parallel(tmp_path: Path) -> None:
     torch.testing.assert_close(ranks[0][1].double(), dhidden, rtol=1e-4, atol=1e-5)
     got = torch.cat((ranks[0][2], ranks[1][2])).double()
     torch.testing.assert_close(got, dweight, rtol=1e-4, atol=1e-5)
+    share = sample(torch.float32)[3].double()
+    torch.testing.assert_close(ranks[0][3].double(), losses @ share, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(ranks[0][4].double(), dhidden, rtol=1e-4, atol=1e-5)
+    got = torch.cat((ranks[0][5], ranks[1][5])).double()
+    torch.testing.assert_close(got, dweight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("several", [True, False], ids=["pieces", "whole"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sum_against_float64(dtype: torch.dtype, several: bool) -> None:
+    hidden, weight, labels, share = sample(dtype)
+    leaves = (hidden.requires_grad_(), weight.requires_grad_())
+    total = linear_cross_entropy_sum(
+        *leaves, labels, share, chunk_bytes=PIECE * dtype.itemsize // 4 if several else 1 << 20
+    )
+    got = torch.autograd.grad(total * 0.37, leaves)
+    losses, *want = expected(hidden, weight, labels, share * 0.37)
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 4e-2, torch.float16: 5e-3}[dtype]
+    assert abs(total.item() - (losses @ share.double()).item()) < 11 * tolerance
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == dtype
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=tolerance * b.abs().max().item())
+    assert not got[0][1].any()
+
+
+def test_sum_of_pieces_in_bfloat16_rounds_the_weight_gradient_once() -> None:
+    hidden, weight, labels, share = sample(torch.bfloat16)
+    weight.requires_grad_()
+    found: list[torch.Tensor] = []
+    for chunk in (1, 1 << 20):  # eleven pieces, one
+        total = linear_cross_entropy_sum(hidden, weight, labels, share, chunk_bytes=chunk)
+        found.append(torch.autograd.grad(total, weight)[0].float())
+    # Half a unit in the last place each, of products that were rounded to bfloat16 themselves.
+    assert (found[0] - found[1]).abs().max() <= 2**-8 * found[1].abs().max()
+
+
+def test_sum_makes_only_wanted_gradients_and_once() -> None:
+    hidden, weight, labels, share = sample(torch.float32)
+    want = expected(hidden, weight, labels, share)
+    for index, leaf in enumerate((hidden, weight)):
+        leaf.requires_grad_()
+        total = linear_cross_entropy_sum(hidden, weight, labels, share)
+        (got,) = torch.autograd.grad(total, leaf, retain_graph=True)
+        torch.testing.assert_close(got.double(), want[1 + index], rtol=1e-4, atol=1e-5)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(total, leaf)
+        leaf.requires_grad_(False)
+    assert not linear_cross_entropy_sum(hidden, weight, labels, share).requires_grad
+    with pytest.raises(ValueError, match=r"share has shape \(10,\), expected \(11,\)"):
+        linear_cross_entropy_sum(hidden, weight, labels, share[:10])

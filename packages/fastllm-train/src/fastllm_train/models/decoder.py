@@ -101,11 +101,37 @@ class Trunk(nn.Module):
         return x
 
 
-class NormHead(nn.Linear):
+class LmHead(nn.Linear):
+    """Hidden states [B, S, H] → logits [B, S, V]; or, with labels, their loss without logits."""
+
+    def __init__(self, spec: ArchSpec, kernels: Kernels = TORCH) -> None:
+        super().__init__(spec.hidden, spec.vocab, bias=False)
+        self.kernels = kernels
+
+    def rows(self) -> Tensor:
+        """[V, H]: what hidden states are multiplied with."""
+        return self.weight
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden: Tensor,
+        labels: Tensor | None = None,
+        share: Tensor | None = None,
+        first: int = 0,
+        group: Any = None,
+    ) -> Tensor:
+        """With ``labels`` and ``share`` [B, S]: ``Kernels.head_loss``."""
+        if labels is None or share is None:
+            return F.linear(hidden, self.rows())
+        flat = (hidden.flatten(0, 1), self.rows(), labels.flatten(), share.flatten())
+        return self.kernels.head_loss(*flat, first, group)
+
+
+class NormHead(LmHead):
     """A head whose rows have length one when they are used (Baichuan2, arXiv:2309.10305, 2.4)."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, F.normalize(self.weight))
+    def rows(self) -> Tensor:
+        return F.normalize(self.weight)
 
 
 class Decoder(nn.Module):
@@ -122,10 +148,8 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.spec = spec
-        self.kernels = kernels
         self.model = Trunk(spec, recompute=recompute, kernels=kernels, documents=documents)
-        head = NormHead if spec.norm_head else nn.Linear
-        self.lm_head = head(spec.hidden, spec.vocab, bias=False)
+        self.lm_head = (NormHead if spec.norm_head else LmHead)(spec, kernels)
         if spec.tied_embeddings:
             assert isinstance(self.model.embed_tokens, nn.Embedding)
             self.lm_head.weight = self.model.embed_tokens.weight
@@ -144,7 +168,6 @@ class TrainingModel(nn.Module):
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
         self.spec = decoder.spec
-        self.kernels = decoder.kernels
         self.model = decoder.model
         self.lm_head: nn.Module = decoder.lm_head
         self.first_row = 0
@@ -163,11 +186,7 @@ class TrainingModel(nn.Module):
 
     def head_loss(self, hidden: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
         """Σ mask * cross entropy of the final hidden states [B, S, H]; labels, mask [B, S]."""
-        logits = self.lm_head(hidden)
-        losses = self.kernels.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), self.first_row, self.vocabulary_group
-        )
-        return torch.dot(losses, loss_mask.flatten().to(losses.dtype))
+        return self.lm_head(hidden, labels, loss_mask, self.first_row, self.vocabulary_group)
 
     def balance_loss(self, loss_mask: Tensor) -> Tensor | None:
         """The experts' weighted loss: coefficient * Σ mask * mean over the layers with experts, of

@@ -45,12 +45,18 @@ class Kernels(Protocol):
         """silu(gate) * up (arXiv:2002.05202)."""
         ...
 
-    def cross_entropy(
-        self, logits_NV: Tensor, labels_N: Tensor, first: int = 0, group: Any = None
+    def head_loss(
+        self,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        labels_N: Tensor,
+        share_N: Tensor,
+        first: int = 0,
+        group: Any = None,
     ) -> Tensor:
-        """-log softmax(logits)[label] [N], fp32 (fp64 for fp64 logits). With ``group`` a rank's
-        logits are those of the vocabulary from row ``first`` on. The logits may be overwritten in
-        the backward pass: nothing else may need them."""
+        """Σ share * -log softmax(hidden weightᵀ)[label], an fp32 (from fp64: fp64) scalar. With
+        ``group`` a rank's weight holds the vocabulary from row ``first`` on, and the gradient of
+        ``hidden`` is this rank's part of it. ``share`` gets no gradient. One backward pass."""
         ...
 
 
@@ -81,9 +87,22 @@ class TorchKernels:
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
         return F.silu(gate) * up
 
+    def head_loss(
+        self,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        labels_N: Tensor,
+        share_N: Tensor,
+        first: int = 0,
+        group: Any = None,
+    ) -> Tensor:
+        losses = self.cross_entropy(F.linear(hidden_NH, weight_VH), labels_N, first, group)
+        return torch.dot(losses, share_N.to(losses.dtype))
+
     def cross_entropy(
         self, logits_NV: Tensor, labels_N: Tensor, first: int = 0, group: Any = None
     ) -> Tensor:
+        """-log softmax(logits)[label] [N], fp32 (fp64 for fp64 logits)."""
         if group is None:
             return F.cross_entropy(widened(logits_NV), labels_N, reduction="none")
         # Imported here: the models themselves know nothing of parallel layouts.
@@ -117,16 +136,24 @@ class FusedKernels:
 
         return swiglu(gate, up)
 
-    def cross_entropy(
-        self, logits_NV: Tensor, labels_N: Tensor, first: int = 0, group: Any = None
+    def head_loss(
+        self,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        labels_N: Tensor,
+        share_N: Tensor,
+        first: int = 0,
+        group: Any = None,
     ) -> Tensor:
-        from fastllm_train.ops.cross_entropy import cross_entropy
+        from fastllm_train.ops.linear_cross_entropy import linear_cross_entropy_sum
 
-        return cross_entropy(logits_NV, labels_N, first=first, group=group, inplace_backward=True)
+        return linear_cross_entropy_sum(
+            hidden_NH, weight_VH, labels_N, share_N, first=first, group=group
+        )
 
 
-TORCH: Kernels = TorchKernels()
-FUSED: Kernels = FusedKernels()
+TORCH = TorchKernels()
+FUSED = FusedKernels()
 
 
 def kernels_of(choice: str) -> Kernels:

@@ -97,6 +97,33 @@ def joined(
     return torch.where(labels == ignore, 0.0, losses), lse
 
 
+def losses_of(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    ignore: int,
+    first: int,
+    group: dist.ProcessGroup | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses and log-sum-exp of rows of logits [N, cols], without a gradient of their own.
+    Arguments as for :func:`cross_entropy`."""
+    if group is None and first == 0:
+        return _loss(logits, labels, ignore, False)
+    columns = (first, first + logits.shape[-1])
+    return joined(_fwd(logits, labels, first, ignore), labels, columns, ignore, group)
+
+
+def become_gradient_(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    lse: torch.Tensor,
+    dloss: torch.Tensor,
+    ignore: int,
+    first: int,
+) -> None:
+    """Overwrite contiguous logits [N, cols] with the gradient of Σ dloss * loss."""
+    _bwd_(logits, labels, lse, dloss, first, ignore)
+
+
 class _Divided(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -108,9 +135,7 @@ class _Divided(torch.autograd.Function):
         group: dist.ProcessGroup | None,
         inplace: bool,
     ) -> torch.Tensor:
-        parts = _fwd(logits, labels, first, ignore)
-        columns = (first, first + logits.shape[-1])
-        losses, lse = joined(parts, labels, columns, ignore, group)
+        losses, lse = losses_of(logits, labels, ignore, first, group)
         ctx.save_for_backward(logits, labels, lse)
         ctx.ignore, ctx.first, ctx.inplace = ignore, first, inplace
         return losses

@@ -2,11 +2,17 @@
 
     losses = cross_entropy(hidden @ weight.T, labels)
 
-The vocabulary is taken in pieces: each piece's logits are made, reduced to three numbers a row and
-forgotten; the backward pass makes them again (Wijmans et al., "Cut Your Losses in Large-Vocabulary
-Language Models", arXiv:2411.09009). One buffer of ``chunk_bytes`` is what is kept of them, where
-the plain form keeps ``tokens * vocabulary`` elements several times over; the price is a fourth
-matrix product. The weight's gradient is one product over all tokens, and rounded once.
+:func:`linear_cross_entropy` gives the loss of every token. The vocabulary is taken in pieces: each
+piece's logits are made, reduced to three numbers a row and forgotten; the backward pass makes them
+again (Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", arXiv:2411.09009). One
+buffer of ``chunk_bytes`` is what is kept of them, where the plain form keeps ``tokens *
+vocabulary`` elements several times over; the price is a fourth matrix product. The weight's
+gradient is one product over all tokens, and rounded once.
+
+:func:`linear_cross_entropy_sum` gives Σ share * loss for shares known beforehand, as training has
+them. The tokens are taken in pieces, and each piece's gradients are made in the forward pass,
+while its logits are there: three products, as in the plain form (Hsu et al., "Liger Kernel",
+arXiv:2410.10989, 3.2). What lives until the backward pass are the two gradients.
 """
 
 from __future__ import annotations
@@ -17,10 +23,10 @@ import torch
 import torch.distributed as dist
 
 from fastllm_core import _core
-from fastllm_train.ops.cross_entropy import joined
+from fastllm_train.ops.cross_entropy import become_gradient_, joined, losses_of
 from fastllm_train.ops.registration import contiguous_capsule, define, stream_of
 
-__all__ = ["linear_cross_entropy"]
+__all__ = ["linear_cross_entropy", "linear_cross_entropy_sum"]
 
 
 def linear_cross_entropy(
@@ -52,18 +58,7 @@ def linear_cross_entropy(
     Raises:
         ValueError: shapes, dtypes or devices do not match.
     """
-    if hidden.dim() < 1 or weight.dim() != 2 or hidden.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"linear_cross_entropy: hidden has shape {tuple(hidden.shape)} and weight"
-            f" {tuple(weight.shape)}, expected (..., size) and (vocabulary, size)"
-        )
-    if hidden.dtype != weight.dtype:
-        raise ValueError(f"linear_cross_entropy: weight is {weight.dtype}, expected {hidden.dtype}")
-    if labels.shape != hidden.shape[:-1]:
-        raise ValueError(
-            f"linear_cross_entropy: labels has shape {tuple(labels.shape)},"
-            f" expected {tuple(hidden.shape[:-1])}"
-        )
+    _check("linear_cross_entropy", hidden, weight, labels)
     losses: torch.Tensor = _LinearCrossEntropy.apply(
         hidden.flatten(0, -2) if hidden.dim() > 1 else hidden[None],
         weight,
@@ -74,6 +69,132 @@ def linear_cross_entropy(
         chunk_bytes,
     )
     return losses.view(labels.shape)
+
+
+def linear_cross_entropy_sum(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    share: torch.Tensor,
+    *,
+    ignore_index: int = -100,
+    first: int = 0,
+    group: dist.ProcessGroup | None = None,
+    chunk_bytes: int = 128 << 20,
+) -> torch.Tensor:
+    """Σ share * loss over the tokens: a float32 scalar. One backward pass; ``share`` gets no
+    gradient. Other arguments and errors as for :func:`linear_cross_entropy`.
+
+    Args:
+        share: float32, the shape of ``labels``.
+        chunk_bytes: size of the logits that exist at a time, at least a row. Where a float16 or
+            bfloat16 weight gets its gradient from several pieces, they are added in float32.
+    """
+    _check("linear_cross_entropy_sum", hidden, weight, labels)
+    if share.shape != labels.shape:
+        raise ValueError(
+            f"linear_cross_entropy_sum: share has shape {tuple(share.shape)},"
+            f" expected {tuple(labels.shape)}"
+        )
+    graded = torch.is_grad_enabled()
+    total: torch.Tensor = _WeightedSum.apply(
+        hidden.flatten(0, -2) if hidden.dim() > 1 else hidden[None],
+        weight,
+        labels.flatten(),
+        share.detach().flatten().float(),
+        (graded and hidden.requires_grad, graded and weight.requires_grad),
+        ignore_index,
+        first,
+        group,
+        chunk_bytes,
+    )
+    return total
+
+
+def _check(name: str, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> None:
+    if hidden.dim() < 1 or weight.dim() != 2 or hidden.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"{name}: hidden has shape {tuple(hidden.shape)} and weight"
+            f" {tuple(weight.shape)}, expected (..., size) and (vocabulary, size)"
+        )
+    if hidden.dtype != weight.dtype:
+        raise ValueError(f"{name}: weight is {weight.dtype}, expected {hidden.dtype}")
+    if labels.shape != hidden.shape[:-1]:
+        raise ValueError(
+            f"{name}: labels has shape {tuple(labels.shape)}, expected {tuple(hidden.shape[:-1])}"
+        )
+
+
+class _WeightedSum(torch.autograd.Function):
+    """Made of operators that the dispatcher sees, so that a memory trace sees the pieces."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        share: torch.Tensor,
+        need: tuple[bool, bool],
+        ignore: int,
+        first: int,
+        group: dist.ProcessGroup | None,
+        chunk_bytes: int,
+    ) -> torch.Tensor:
+        rows, row_bytes = hidden.shape[0], max(1, weight.shape[0] * hidden.element_size())
+        pieces = -(-rows // max(1, chunk_bytes // row_bytes))
+        step = max(1, -(-rows // max(1, pieces)))
+        buffer = hidden.new_empty(min(step, rows), weight.shape[0])
+        dhidden = hidden.new_empty(hidden.shape) if need[0] else None
+        dweight = _WeightGradient(weight, rows > step) if need[1] else None
+        losses: list[torch.Tensor] = []
+        for begin in range(0, rows, step):
+            part = slice(begin, min(begin + step, rows))
+            logits = buffer[: part.stop - begin]
+            torch.mm(hidden[part], weight.t(), out=logits)
+            piece, lse = losses_of(logits, labels[part], ignore, first, group)
+            losses.append(piece)
+            if dhidden is not None or dweight is not None:
+                become_gradient_(logits, labels[part], lse, share[part], ignore, first)
+            if dhidden is not None:
+                torch.mm(logits, weight, out=dhidden[part])
+            if dweight is not None:
+                dweight.add(logits, hidden[part])
+        ctx.save_for_backward(dhidden, None if dweight is None else dweight.result())
+        return torch.dot(torch.cat(losses), share) if losses else share.sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
+        dhidden, dweight = ctx.saved_tensors
+        for gradient in (dhidden, dweight):
+            if gradient is not None:
+                gradient.mul_(gradients[0])
+        return dhidden, dweight, *(None,) * 7
+
+
+class _WeightGradient:
+    """Σ dlogitsᵀ hidden over pieces of the tokens, rounded to the weight's dtype once."""
+
+    def __init__(self, weight: torch.Tensor, several: bool) -> None:
+        self._dtype = weight.dtype
+        wide = several and weight.dtype != torch.float32
+        self._sum = weight.new_zeros(weight.shape, dtype=torch.float32) if several else None
+        self._part = None if several and not wide else weight.new_empty(weight.shape)
+
+    def add(self, dlogits: torch.Tensor, hidden: torch.Tensor) -> None:
+        if self._part is None:
+            assert self._sum is not None
+            self._sum.addmm_(dlogits.t(), hidden)
+            return
+        torch.mm(dlogits.t(), hidden, out=self._part)
+        if self._sum is not None:
+            self._sum += self._part
+
+    def result(self) -> torch.Tensor:
+        if self._sum is None:
+            assert self._part is not None
+            return self._part
+        return self._sum if self._part is None else self._part.copy_(self._sum)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -69,7 +69,7 @@ def parallelise(
         return
     if sequence_parallel:
         trunk.norm = wiring.shared_norm(trunk.norm)
-    model.lm_head.register_forward_pre_hook(lambda _m, args: (wiring.enter(args[0]),))
+    model.lm_head.register_forward_pre_hook(lambda _m, args: (wiring.enter(args[0]), *args[1:]))
     model.first_row, model.vocabulary_group = first_row, mesh.tp_group
 
 
