@@ -1,15 +1,18 @@
 """One rank of a job that runs whole trainings, one after another, with faults put in.
 
 Usage: fault_worker.py LISTING.json OUT.json. A run's name says the fault: "poisoned…" reads samples
-whose loss is no number at POISON_AT; "shifted…" passes over what a run that goes back from there
-passes over; "full…" cannot write rank 1's second checkpoint. OUT: how each run ended.
+whose loss is no number at POISON_AT, "planted…" does so on rank 1 only; "infinite…" has a gradient
+that is infinite there, on rank 1 only; "shifted…" passes over what a run that goes back from there
+passes over, "omitted…" over that one step; "full…" has no room for rank 1's second checkpoint (its
+files may not grow, by the kernel's limit). OUT: how each run ended.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
+import resource
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +21,13 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
+from fastllm_train import loop
 from fastllm_train.config import Config, build_config
+from fastllm_train.engine import StepOutcome
+from fastllm_train.engine_deepspeed import DeepSpeedEngine
 from fastllm_train.errors import PeerError, UserError
+from fastllm_train.peak import Peak
+from fastllm_train.run_folder import leave_locks
 
 GLOBAL = 8
 SAVE_EVERY = 4
@@ -27,10 +35,7 @@ POISON_AT = 5 * GLOBAL  # consumed samples: the sixth step
 
 
 def run(name: str, config: Config) -> str:
-    from fastllm_train import loop, portable
-
-    read_step, save_file = loop.read_step, portable.save_file
-    saves = 0
+    read_step, engine = loop.read_step, loop.DeepSpeedEngine
 
     def poisoned(source: Any, consumed: int, *rest: Any) -> Any:
         batches = read_step(source, consumed, *rest)
@@ -38,27 +43,63 @@ def run(name: str, config: Config) -> str:
             return batches
         return [replace(b, loss_mask=np.full_like(b.loss_mask, np.nan)) for b in batches]
 
-    def shifted(source: Any, consumed: int, *rest: Any) -> Any:
-        past = consumed >= SAVE_EVERY * GLOBAL
-        skipped = POISON_AT + GLOBAL - SAVE_EVERY * GLOBAL
-        return read_step(source, consumed + skipped * past, *rest)
+    def planted(*arguments: Any) -> Any:
+        return (poisoned if dist.get_rank() == 1 else read_step)(*arguments)
 
-    def full(tensors: Any, path: Path, **more: Any) -> None:
-        nonlocal saves
-        saves += 1
-        if saves > 2 and dist.get_rank() == 1:  # two files a checkpoint
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        save_file(tensors, path, **more)
+    def passing_over(first: int, count: int) -> Any:
+        def read(source: Any, consumed: int, *rest: Any) -> Any:
+            return read_step(source, consumed + count * (consumed >= first), *rest)
 
-    loop.read_step = {"poisoned": poisoned, "shifted": shifted}.get(name.split()[0], read_step)
-    portable.save_file = full if name.startswith("full") else save_file
+        return read
+
+    back_to = SAVE_EVERY * GLOBAL
+    readers = {
+        "poisoned": poisoned,
+        "planted": planted,
+        "shifted": passing_over(back_to, POISON_AT + GLOBAL - back_to),
+        "omitted": passing_over(POISON_AT, GLOBAL),
+    }
+    loop.read_step = readers.get(name.split()[0], read_step)
+    engines = {"infinite": InfiniteGradient, "full": FullDisk}
+    loop.DeepSpeedEngine = engines.get(name.split()[0], engine)
     try:
         ending = loop.train(config, config.model.resolve(), "cpu", loop.StopRequest())
         return f"step {ending.step}"
     except (UserError, PeerError) as error:
         return f"{type(error).__name__}: {error}"
     finally:
-        loop.read_step, portable.save_file = read_step, save_file
+        loop.read_step, loop.DeepSpeedEngine = read_step, engine
+        leave_locks()  # another run of this process may go on in the folder
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+
+
+class InfiniteGradient(DeepSpeedEngine):
+    """One parameter's gradient is infinite in the sixth step, on rank 1."""
+
+    steps = 0
+
+    def train_step(self, *arguments: Any, **more: Any) -> StepOutcome:
+        self.steps += 1
+        last = list(self._model.parameters())[-1]
+        hook = last.register_hook(
+            lambda grad: grad * float("inf") if self.steps == 6 and dist.get_rank() == 1 else grad
+        )
+        try:
+            return super().train_step(*arguments, **more)
+        finally:
+            hook.remove()
+
+
+class FullDisk(DeepSpeedEngine):
+    """From the eighth step on rank 1 cannot write large files."""
+
+    steps = 0
+
+    def train_step(self, *arguments: Any, **more: Any) -> StepOutcome:
+        self.steps += 1
+        if self.steps == 2 * SAVE_EVERY and dist.get_rank() == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        return super().train_step(*arguments, **more)
 
 
 def main() -> None:
@@ -67,6 +108,8 @@ def main() -> None:
     place = place_from_env(os.environ)
     assert place is not None
     join(place, "cpu")
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    loop.job_peak = lambda *_: Peak(1.0, "measured GEMM")  # a second a run
     listing = json.loads(Path(sys.argv[1]).read_text())
     endings = [{name: run(name, build_config(table)) for name, table in listing.items()}]
     gathered: list[Any] = [None] * place.world_size

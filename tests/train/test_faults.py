@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -24,6 +25,8 @@ from fastllm_train.spikes import SpikesConfig, SpikeWatch
 
 ADAMW = {"name": "adamw", "lr": 3e-3, "weight_decay": 0.1}
 REWIND = {"policy": "rewind"}
+SKIP = {"policy": "skip"}
+FP16 = {"dtype": "fp16", "loss_scale": 2**18, "loss_scale_hysteresis": 1, "loss_scale_window": 1}
 
 
 def table_of(folder: Path, parallel: dict[str, Any], **sections: Any) -> dict[str, Any]:
@@ -31,8 +34,12 @@ def table_of(folder: Path, parallel: dict[str, Any], **sections: Any) -> dict[st
         parallel=parallel,
         optim=ADAMW,
         batch={"global": fault_worker.GLOBAL},
-        schedule={"kind": "constant", "steps": 8},
-        checkpoint={"every": fault_worker.SAVE_EVERY, "keep_last": 0, **sections.pop("saves", {})},
+        schedule=sections.pop("schedule", {"kind": "constant", "steps": 8}),
+        checkpoint={
+            "every": fault_worker.SAVE_EVERY,
+            "keep_last": 0,
+            **sections.pop("saves", {"format": "portable"}),
+        },
         run={"out": str(folder)},
         **sections,
     )
@@ -52,6 +59,29 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "poisoned stop": ({"dp": 2, "zero_stage": 1}, {"saves": BACKGROUND}),
     "from weights": ({"pp": 2, "zero_stage": 1}, {"saves": {"format": "portable"}}),
     "full disk": ({"dp": 2, "zero_stage": 1}, {"saves": BACKGROUND}),
+    "full disk, in turn": ({"dp": 2, "zero_stage": 1}, {"saves": {"format": "portable"}}),
+    **{
+        f"{kind} {name}": ({**layout, "zero_stage": stage}, {"precision": {"dtype": dtype}, **more})
+        for name, layout, stage, dtype in (
+            ("zero0 fp32", {"dp": 2}, 0, "fp32"),
+            ("zero1 bf16", {"dp": 2}, 1, "bf16"),
+            ("zero3 bf16", {"dp": 2}, 3, "bf16"),
+            ("pp2 fp32", {"pp": 2}, 1, "fp32"),
+        )
+        for kind, more in (
+            ("planted", {"spikes": SKIP}),
+            ("infinite", {"spikes": SKIP}),
+            ("omitted", {"schedule": {"kind": "constant", "steps": 7}}),
+        )
+    },
+    "fp16 dp2": ({"dp": 2}, {"precision": FP16}),
+    "fp16 tp2": ({"tp": 2, "zero_stage": 2}, {"precision": FP16}),
+    "fp16 pp2": ({"pp": 2}, {"precision": FP16}),
+    "fp16 zero3": ({"dp": 2, "zero_stage": 3}, {"precision": FP16}),
+    "fp16 small scale": ({"dp": 2}, {"precision": {"dtype": "fp16", "loss_scale": 1024}}),
+    "fp32": ({"dp": 2}, {}),
+    "fp16 to be resumed": ({"dp": 2}, {"precision": FP16}),
+    "planted too often": ({"dp": 2}, {"spikes": {"policy": "skip", "max_skips": 0}}),
 }
 
 
@@ -72,6 +102,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
         name: table_of(folder / name, parallel, **sections)
         for name, (parallel, sections) in RUNS.items()
     }
+    tables["fp16 to be resumed"]["schedule"]["steps"] = 4
+    tables["fp16 resumed"] = json.loads(json.dumps(tables["fp16 to be resumed"]))
+    tables["fp16 resumed"]["schedule"]["steps"] = 8
     tables["from weights"]["model"]["weights"] = str(pretrained(tmp_path_factory.mktemp("hf")))
     tables["from weights"]["optim"]["lr"] = 1e-30  # the weights stay what they were
     (folder / "listing.json").write_text(json.dumps(tables))
@@ -110,6 +143,84 @@ def test_going_back_equals_never_having_read_those_samples(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("layout", ["zero0 fp32", "zero1 bf16", "zero3 bf16", "pp2 fp32"])
+@pytest.mark.parametrize("kind", ["planted", "infinite"])
+def test_one_rank_s_bad_number_leaves_out_the_update_on_all(
+    kind: str, layout: str, ran: tuple[Path, list[dict[str, str]]]
+) -> None:
+    """As if the step's samples had never been there: weights and moments are equal to the bit."""
+    folder, endings = ran
+    assert [ending[f"{kind} {layout}"] for ending in endings] == ["step 8"] * 2
+    got, want = weights(folder / f"{kind} {layout}", 8), weights(folder / f"omitted {layout}", 7)
+    assert got.keys() == want.keys()
+    for name, tensor in want.items():
+        assert torch.equal(got[name], tensor), name
+    lines = (folder / f"{kind} {layout}/metrics.jsonl").read_text().splitlines()
+    records = list(map(json.loads, lines))
+    (skip,) = [r for r in records if r["kind"] == "skip"]
+    assert skip["step"] == 6
+    assert ("loss nan" if kind == "planted" else "gradient norm") in skip["reason"]
+    assert [r["step"] for r in records if r["kind"] == "step" and not r["updated"]] == [6]
+    state = json.loads(
+        (folder / f"{kind} {layout}/checkpoints/global_step8/state.json").read_text()
+    )
+    assert (state["step"], state["optimizer_steps"]) == (8, 7)
+
+
+def steps_of(folder: Path) -> list[dict[str, Any]]:
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [record for record in records if record["kind"] == "step"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["dp2", "tp2", "pp2", "zero3"])
+def test_fp16_leaves_out_overflowing_steps_on_all_ranks(
+    layout: str, ran: tuple[Path, list[dict[str, str]]]
+) -> None:
+    folder, endings = ran
+    assert [ending[f"fp16 {layout}"] for ending in endings] == ["step 8"] * 2
+    steps = steps_of(folder / f"fp16 {layout}")
+    assert not steps[0]["updated"]
+    assert sum(step["updated"] for step in steps) >= 3
+    for step, after in itertools.pairwise(steps):
+        if not step["updated"]:
+            assert math.isinf(step["grad_norm"])
+            assert after["loss_scale"] == step["loss_scale"] / 2
+    assert any(b["loss_scale"] == 2 * a["loss_scale"] for a, b in itertools.pairwise(steps))
+    assert steps[-1]["loss"] < steps[0]["loss"]
+
+
+@pytest.mark.slow
+def test_fp16_trains_as_fp32_does(ran: tuple[Path, list[dict[str, str]]]) -> None:
+    got, want = (steps_of(ran[0] / name) for name in ("fp16 small scale", "fp32"))
+    assert all(step["updated"] for step in got)
+    losses = [[step["loss"] for step in run] for run in (got, want)]
+    assert losses[0] == pytest.approx(losses[1], abs=5e-3)
+    norms = [[step["grad_norm"] for step in run] for run in (got, want)]
+    assert norms[0] == pytest.approx(norms[1], rel=2e-2)
+
+
+@pytest.mark.slow
+def test_the_loss_scale_goes_on_where_it_was(ran: tuple[Path, list[dict[str, str]]]) -> None:
+    folder, endings = ran
+    assert endings[0]["fp16 resumed"] == "step 8"
+    got, want = (weights(folder / name, 8) for name in ("fp16 to be resumed", "fp16 dp2"))
+    for name, tensor in want.items():
+        assert torch.equal(got[name], tensor), name
+    scales = [s["loss_scale"] for s in steps_of(folder / "fp16 to be resumed")]
+    assert scales == [s["loss_scale"] for s in steps_of(folder / "fp16 dp2")]
+
+
+@pytest.mark.slow
+def test_too_many_updates_left_out_in_a_row_end_the_run(
+    ran: tuple[Path, list[dict[str, str]]],
+) -> None:
+    first, second = (ending["planted too often"] for ending in ran[1])
+    assert first.startswith("UserError: step 6: loss nan")
+    assert second.startswith("PeerError")
+
+
+@pytest.mark.slow
 def test_a_run_starts_from_a_hugging_face_folder(
     ran: tuple[Path, list[dict[str, str]]], tmp_path: Path
 ) -> None:
@@ -145,15 +256,17 @@ def test_without_the_policy_the_run_stops_and_keeps_its_checkpoint(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["full disk", "full disk, in turn"])
 def test_a_rank_that_cannot_write_ends_the_run_and_the_last_checkpoint_stays(
+    name: str,
     ran: tuple[Path, list[dict[str, str]]],
 ) -> None:
     folder, endings = ran
-    first, second = (ending["full disk"] for ending in endings)
+    first, second = (ending[name] for ending in endings)
     assert first.startswith("PeerError: another rank could not write the checkpoint of step 8")
     assert second.startswith("UserError: the checkpoint of step 8 could not be written")
-    assert "No space left on device" in second
-    found = newest(folder / "full disk/checkpoints")
+    assert "File too large" in second
+    found = newest(folder / name / "checkpoints")
     assert (found.step, found.rejected) == (4, ())
 
 

@@ -68,7 +68,7 @@ def peak_of(config: Config) -> int:
 def main() -> None:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    from fastllm_train.engine_deepspeed import import_deepspeed
+    from fastllm_train.deepspeed_setup import import_deepspeed
 
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(WORLD_SIZE))
     dist.init_process_group("fake", rank=0, world_size=WORLD_SIZE, store=FakeStore())

@@ -20,15 +20,20 @@ from fastllm_train.architecture import SOURCES, ModelConfig
 from fastllm_train.checkpoint import CheckpointConfig
 from fastllm_train.data import DataConfig
 from fastllm_train.errors import UserError
+from fastllm_train.evaluation import EvalConfig
 from fastllm_train.layout import BatchConfig, ParallelConfig
 from fastllm_train.optimizer import OptimConfig
 from fastllm_train.precision import PrecisionConfig
+from fastllm_train.profiling import ProfileConfig
 from fastllm_train.run_folder import RunConfig
-from fastllm_train.schedule import ScheduleConfig
+from fastllm_train.schedule import UNITS, ScheduleConfig
+from fastllm_train.sinks import LoggingConfig
 from fastllm_train.speed import SpeedConfig
 from fastllm_train.spikes import SpikesConfig
 
 MAX_BASES = 8
+# Keys of a section of which one is set: how the model is named, what the run's length is given in.
+ALTERNATIVES = {"model": SOURCES, "schedule": UNITS}
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,9 @@ class Config:
     speed: SpeedConfig
     spikes: SpikesConfig
     checkpoint: CheckpointConfig
+    eval: EvalConfig
+    logging: LoggingConfig
+    profile: ProfileConfig
     run: RunConfig
 
 
@@ -124,9 +132,10 @@ def _read_layers(path: Path, seen: tuple[Path, ...], base: Path | None = None) -
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any], at: str = "") -> dict[str, Any]:
     merged = dict(below)
-    if at == "model" and any(name in above for name in SOURCES):
-        # Naming a model another way replaces the one from below, it does not contradict it.
-        merged = {k: v for k, v in merged.items() if k not in SOURCES or k in above}
+    choices = ALTERNATIVES.get(at, ())
+    if any(name in above for name in choices):
+        # Saying it another way replaces what is below, it does not contradict it.
+        merged = {k: v for k, v in merged.items() if k not in choices or k in above}
     for key, value in above.items():
         old = merged.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping):

@@ -3,7 +3,8 @@
 The order is a pure function of (seed, consumed samples): step after step takes the next
 ``batch.global`` samples of one seeded shuffle, and the layout only says which rank reads which of
 them. So the samples of a step are the same for any data-parallel size, and resuming at any point
-costs nothing.
+costs nothing. With a batch that grows (``batch.rampup``) its size, too, follows from the samples
+consumed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from fastllm_train.layout import BatchConfig
 
 Sample = Mapping[str, Any]  # of NDArray
+VALIDATION_SEED = 1 << 32  # synthetic: other samples than any training seed's
 FIELDS = ("tokens", "labels", "loss_mask", "position_ids")
 
 
@@ -33,6 +35,7 @@ class DataConfig:
     what becomes of chats longer than a sequence (``error``, ``truncate``, ``drop``).
     ``source`` "synthetic" needs no files: sequences that a model can learn, made from ``seed``
     (for benchmarks and for trying out a layout).
+    ``workers`` processes of each rank read the next steps ahead (0: none).
     """
 
     source: Literal["indexed", "chat", "synthetic"] = "indexed"
@@ -41,6 +44,7 @@ class DataConfig:
     tokenizer: str = ""
     seed: int = 1234
     overlong: Literal["error", "truncate", "drop"] = "error"
+    workers: int = 1
 
     def __post_init__(self) -> None:
         if self.source == "synthetic" and self.paths:
@@ -52,6 +56,8 @@ class DataConfig:
             )
         if self.seed < 0:
             raise UserError(f"data.seed={self.seed} is negative")
+        if self.workers < 0:
+            raise UserError(f"data.workers={self.workers} is negative")
 
 
 class SampleSource(Protocol):
@@ -109,10 +115,11 @@ def rank_samples(consumed: int, batch: BatchConfig, dp: int, dp_rank: int) -> li
     """Sample indices of one rank for the step that starts at ``consumed``: one range a micro-batch.
 
     Micro-batch ``m`` of rank ``r`` holds samples ``consumed + (m*dp + r)*micro`` and on, so the
-    ranks together take exactly ``consumed … consumed + global - 1``.
+    ranks together take exactly ``consumed … consumed + batch.size_at(consumed) - 1``.
     """
     starts = (
-        consumed + (index * dp + dp_rank) * batch.micro for index in range(batch.accumulation(dp))
+        consumed + (index * dp + dp_rank) * batch.micro
+        for index in range(batch.accumulation(dp, consumed))
     )
     return [range(start, start + batch.micro) for start in starts]
 
@@ -122,12 +129,13 @@ def read_step(
 ) -> list[MicroBatch]:
     """One rank's micro-batches of a step. ``UserError`` for a token outside the vocabulary."""
     return [
-        _stack([source[i] for i in part], vocab)
+        stack([source[i] for i in part], vocab)
         for part in rank_samples(consumed, batch, dp, dp_rank)
     ]
 
 
-def _stack(samples: Sequence[Sample], vocab: int) -> MicroBatch:
+def stack(samples: Sequence[Sample], vocab: int) -> MicroBatch:
+    """Samples as one micro-batch. ``UserError`` for a token outside the vocabulary."""
     tokens, labels, loss_mask, position_ids = (
         np.stack([sample[name] for sample in samples]) for name in FIELDS
     )
@@ -172,12 +180,21 @@ def open_training_data(
     config: DataConfig, batch: BatchConfig, *, steps: int, vocab: int
 ) -> SampleSource:
     """The training samples of ``steps`` steps. ``UserError`` for missing or wrong files."""
-    count = steps * batch.global_size
+    count = batch.samples_after(steps)
     if config.source == "synthetic":
         return SyntheticSamples(count, batch.seq_len, vocab, config.seed)
     if config.source == "chat":
         return ChatSamples(_open_chats(config, batch.seq_len), count)
     return EpochSamples(lambda epoch: _open_indexed(config, batch.seq_len, epoch), count)
+
+
+def open_validation_data(
+    config: DataConfig, batch: BatchConfig, *, samples: int, vocab: int
+) -> SampleSource:
+    """The validation split's samples, once through. ``UserError`` when there are none."""
+    if config.source == "synthetic":
+        return SyntheticSamples(samples, batch.seq_len, vocab, config.seed + VALIDATION_SEED)
+    return _open_indexed(config, batch.seq_len, 0, split=1)
 
 
 class ChatSamples:
@@ -208,19 +225,21 @@ def _open_chats(config: DataConfig, seq_len: int) -> SampleSource:
         raise UserError(str(error), hint=error.hint) from error
 
 
-def _open_indexed(config: DataConfig, seq_len: int, epoch: int) -> SampleSource:
+def _open_indexed(config: DataConfig, seq_len: int, epoch: int, split: int = 0) -> SampleSource:
+    """One epoch of a split: 0 training, 1 validation."""
     from fastllm_data import UserError as DataError
     from fastllm_data import build_datasets
 
+    name, place = (("training", "first"), ("validation", "second"))[split]
+    sizes = (None, 0, 0) if split == 0 else (0, None, 0)
     try:
-        train, _, _ = build_datasets(
-            config.paths, config.split, seq_len, (None, 0, 0), config.seed + epoch
-        )
+        found = build_datasets(config.paths, config.split, seq_len, sizes, config.seed + epoch)
     except DataError as error:
         raise UserError(str(error), hint=error.hint) from error
-    if train is None:
+    samples = found[split]
+    if samples is None:
         raise UserError(
-            f"data.split={config.split!r} gives the training split no documents",
-            hint='the first number is the training share, for example "949,50,1"',
+            f"data.split={config.split!r} gives the {name} split no documents",
+            hint=f'the {place} number is the {name} share, for example "949,50,1"',
         )
-    return train
+    return samples

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from fastllm_planner.arch import count_params
 
 if TYPE_CHECKING:
     from fastllm_train.config import Config
+    from fastllm_train.precision import PrecisionConfig
 
 MAX_REDUCE_BUCKET = 200_000_000
 
@@ -15,17 +17,17 @@ MAX_REDUCE_BUCKET = 200_000_000
 def effective_zero_stage(config: Config) -> tuple[int, str]:
     """The ZeRO stage that DeepSpeed gets, and why it is not the one asked for ("" if it is).
 
-    DeepSpeed 0.19 runs bf16 without ZeRO through ``FP16_UnfusedOptimizer``, whose set-up calls
-    ``optimizer.step()`` once on zero gradients: Adam's step count starts at 1 and weight decay is
-    applied before any data. ZeRO-1 keeps the same arithmetic and has no such step.
+    DeepSpeed 0.19 runs bf16 and fp16 without ZeRO through ``FP16_UnfusedOptimizer``, whose set-up
+    calls ``optimizer.step()`` once on zero gradients: Adam's step count starts at 1 and weight
+    decay is applied before any data. ZeRO-1 keeps the same arithmetic and has no such step.
     """
     stage = config.parallel.zero_stage
     if stage == 0 and config.parallel.ep > 1:
         return 1, "experts that are shared out over ranks run with ZeRO"
-    if stage == 0 and config.precision.dtype == "bf16":
+    if stage == 0 and config.precision.dtype != "fp32":
         return (
             1,
-            "DeepSpeed's bf16 optimizer without ZeRO takes a step at set-up",
+            f"DeepSpeed's {config.precision.dtype} optimizer without ZeRO takes a step at set-up",
         )
     return stage, ""
 
@@ -40,7 +42,7 @@ def reduce_bucket(config: Config) -> int:
 def deepspeed_config(config: Config) -> dict[str, Any]:
     """The dictionary given to ``deepspeed.initialize``. The optimizer itself is torch's, ours."""
     stage, _ = effective_zero_stage(config)
-    parallel, batch = config.parallel, config.batch
+    parallel, batch, precision = config.parallel, config.batch, config.precision
     zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": reduce_bucket(config)}
     if stage == 3:
         # Small tensors (norm weights) stay whole; fetching them costs more than storing them.
@@ -59,7 +61,19 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": config.precision.dtype == "bf16"},
+        "bf16": {"enabled": precision.dtype == "bf16"},
+        "fp16": _fp16(precision) if precision.dtype == "fp16" else {"enabled": False},
         "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,
+    }
+
+
+def _fp16(precision: PrecisionConfig) -> dict[str, Any]:
+    return {
+        "enabled": True,
+        "loss_scale": 0,  # dynamic
+        "initial_scale_power": int(math.log2(precision.loss_scale)),
+        "loss_scale_window": precision.loss_scale_window,
+        "hysteresis": precision.loss_scale_hysteresis,
+        "min_loss_scale": precision.min_loss_scale,
     }

@@ -16,6 +16,9 @@ import torch.nn.functional as F
 
 MOMENTS: dict[str, tuple[str, ...]] = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ()}
 
+# Of DeepSpeed's DynamicLossScaler: what changes from step to step.
+_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
 
 class EngineStates:
     """Access to ``engine``'s states. ``keys``: the optimizer's moments, by torch's names."""
@@ -53,6 +56,8 @@ class EngineStates:
         ZeRO-1 and 2 do it themselves, once, after the first parameter group's first step: a second
         group has no state then and stays untied (DeepSpeed 0.19).
         """
+        if self._keys and not self._torch_optimizer.state:
+            self.begin_restore(0)  # every step so far was left out: nothing is there yet
         if self._stage in (1, 2):
             self._engine.optimizer._hp_optimizer_states_linked = False
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
@@ -67,6 +72,33 @@ class EngineStates:
                 **{key: torch.zeros_like(tensor) for key in self._keys},
             }
         self.link()
+
+    def never_give_up_scaling(self) -> None:
+        """At the smallest loss scale DeepSpeed would raise; the run's own judge decides."""
+        scaler = self._scaler()
+        if scaler is not None:
+            scaler.raise_error_at_min_scale = False
+
+    @property
+    def loss_scale(self) -> float | None:
+        """What the loss is multiplied by; None where it is not scaled (all but fp16)."""
+        scaler = self._scaler()
+        return None if scaler is None else float(scaler.cur_scale)
+
+    def loss_scaler_state(self) -> dict[str, float]:
+        """JSON-ready; empty where the loss is not scaled."""
+        scaler = self._scaler()
+        return {} if scaler is None else {key: getattr(scaler, key) for key in _SCALER}
+
+    def restore_loss_scaler(self, values: Mapping[str, float]) -> None:
+        """What ``loss_scaler_state`` gave; a state of another precision changes nothing."""
+        scaler = self._scaler()
+        for key in _SCALER if scaler is not None and values else ():
+            setattr(scaler, key, values[key])
+
+    def _scaler(self) -> Any:
+        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        return scaler if getattr(scaler, "dynamic", False) else None
 
     def restore(
         self, param: torch.nn.Parameter, weight: torch.Tensor, moments: Mapping[str, torch.Tensor]

@@ -10,6 +10,7 @@ from datetime import timedelta
 from fastllm_train.errors import UserError
 
 TIMEOUT = timedelta(minutes=10)
+MARGIN = 1.5  # the watchdog reports before a collective operation gives up
 
 
 @dataclass(frozen=True)
@@ -64,21 +65,22 @@ def pick_device(wanted: str) -> str:
     return "cuda" if visible and wanted != "cpu" else "cpu"
 
 
-def join(place: Place, device: str) -> None:
-    """Set threads and device, then enter the process group through DeepSpeed."""
+def join(place: Place, device: str, hang_timeout_s: float = 0.0) -> None:
+    """Set threads and device, then enter the process group through DeepSpeed. Its operations give
+    up after ten minutes, or later than a watchdog of ``hang_timeout_s``."""
     import torch
 
     torch.set_num_threads(threads_per_process(os.environ, place.local_world_size))
     if device == "cuda":
         torch.cuda.set_device(place.local_rank)
-    from fastllm_train.engine_deepspeed import import_deepspeed
+    from fastllm_train.deepspeed_setup import import_deepspeed
 
     deepspeed = import_deepspeed(device)
     deepspeed.init_distributed(
         dist_backend="nccl" if device == "cuda" else "gloo",
         auto_mpi_discovery=False,
         verbose=False,
-        timeout=TIMEOUT,
+        timeout=max(TIMEOUT, timedelta(seconds=MARGIN * hang_timeout_s)),
     )
 
 

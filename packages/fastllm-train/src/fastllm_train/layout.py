@@ -101,26 +101,85 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """Sequences per step. ``global`` in TOML; ``seq_len`` in tokens."""
+    """Sequences per step. ``global`` in TOML; ``seq_len`` in tokens.
+
+    ``rampup`` = [start, increment, samples] lets the batch grow from ``start`` to ``global`` by
+    ``increment`` in equal parts of the first ``samples`` samples, as Megatron-LM's
+    ``--rampup-batch-size`` does.
+    """
 
     micro: int = 1
     global_size: int = field(default=1, metadata={"key": "global"})
     seq_len: int = 1024
+    rampup: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, key in (("micro", "micro"), ("global_size", "global"), ("seq_len", "seq_len")):
             if getattr(self, name) < 1:
                 raise UserError(f"batch.{key}={getattr(self, name)} is not a positive number")
+        if self.rampup:
+            self._check_rampup()
 
-    def accumulation(self, dp: int) -> int:
-        """Micro-batches per device and step. ``UserError`` when they do not come out even."""
-        per_pass = self.micro * dp
-        if self.global_size % per_pass:
-            below = self.global_size // per_pass * per_pass
-            near = " or ".join(str(n) for n in (below, below + per_pass) if n)
+    def _check_rampup(self) -> None:
+        shown = f"batch.rampup={list(self.rampup)}"
+        if len(self.rampup) != 3 or min(self.rampup) < 1:
             raise UserError(
-                f"batch.global={self.global_size} is not a multiple of batch.micro*parallel.dp "
-                f"= {self.micro}*{dp} = {per_pass}",
-                hint=f"use batch.global={near}",
+                f"{shown} is not three positive numbers",
+                hint="write [start, increment, samples], for example [32, 32, 1000000]",
             )
-        return self.global_size // per_pass
+        start, increment, _ = self.rampup
+        if start >= self.global_size or (self.global_size - start) % increment:
+            raise UserError(
+                f"{shown}: increments of {increment} do not lead from {start} to "
+                f"batch.global={self.global_size}",
+                hint="use an increment that divides batch.global - start",
+            )
+
+    def size_at(self, consumed: int) -> int:
+        """Sequences of the step that starts after ``consumed`` samples."""
+        if not self.rampup:
+            return self.global_size
+        start, increment, samples = self.rampup
+        increments = (self.global_size - start) // increment
+        return start + increment * min(increments, consumed * increments // samples)
+
+    def steps_to(self, samples: int) -> int:
+        """Steps until at least ``samples`` samples are consumed."""
+        return self._count(samples=samples)[0]
+
+    def samples_after(self, steps: int) -> int:
+        """Samples that the first ``steps`` steps consume."""
+        return self._count(steps=steps)[1]
+
+    def _count(self, *, steps: int | None = None, samples: int | None = None) -> tuple[int, int]:
+        """(steps, samples) at the first moment when either bound is reached."""
+        done = consumed = 0
+        while (size := self.size_at(consumed)) < self.global_size:
+            if done == steps or (samples is not None and consumed >= samples):
+                return done, consumed
+            done, consumed = done + 1, consumed + size
+        if samples is not None:
+            left = max(0, -(-(samples - consumed) // self.global_size))
+        else:
+            assert steps is not None
+            left = steps - done
+        return done + left, consumed + left * self.global_size
+
+    def accumulation(self, dp: int, consumed: int | None = None) -> int:
+        """Micro-batches per device and step: after ``consumed`` samples, or (None) of the whole
+        batch. ``UserError`` when they do not come out even."""
+        size = self.global_size if consumed is None else self.size_at(consumed)
+        per_pass = self.micro * dp
+        for value, name in ((size, "batch.global"), *zip(self.rampup[:2], _RAMPUP, strict=False)):
+            if value % per_pass:
+                below = value // per_pass * per_pass
+                near = " or ".join(str(n) for n in (below, below + per_pass) if n)
+                raise UserError(
+                    f"{name}={value} is not a multiple of batch.micro*parallel.dp "
+                    f"= {self.micro}*{dp} = {per_pass}",
+                    hint=f"use {name}={near}",
+                )
+        return size // per_pass
+
+
+_RAMPUP = ("batch.rampup's start", "batch.rampup's increment")

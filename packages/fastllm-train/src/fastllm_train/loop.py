@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from fastllm_planner.arch import ArchSpec, to_hf_config
-from fastllm_train import checkpoint, portable
+from fastllm_planner.arch import ArchSpec
 from fastllm_train.config import Config, to_table
 from fastllm_train.coordination import on_rank_0, say
-from fastllm_train.data import SampleSource, open_training_data, read_step
+from fastllm_train.data import read_step
 from fastllm_train.engine import Engine, StepOutcome
 from fastllm_train.engine_deepspeed import DeepSpeedEngine
 from fastllm_train.errors import PeerError, UserError
+from fastllm_train.evaluation import mean_loss, validation_batches
 from fastllm_train.metrics import (
     MetricsFile,
     StepRecord,
@@ -28,16 +26,34 @@ from fastllm_train.metrics import (
     peak_memory_gib,
     run_record,
     step_line,
+    step_values,
     throughput,
 )
 from fastllm_train.peak import job_peak
-from fastllm_train.pretrained import PretrainedWeights
-from fastllm_train.run_folder import RunFolder, lock, write_atomically, write_config
-from fastllm_train.saver import Saver, deepspeed_layout
-from fastllm_train.schedule import learning_rate
+from fastllm_train.prefetch import StepReader, worker_died
+from fastllm_train.profiling import ProfileWindow
+from fastllm_train.rank_times import RankTimes
+from fastllm_train.run_folder import RunFolder, lock
+from fastllm_train.saver import Saver
+from fastllm_train.schedule import learning_rate, planned_steps
+from fastllm_train.seeds import rank_seeds
+from fastllm_train.sinks import Journal, Sink, TensorBoardSink, WandbSink
 from fastllm_train.spikes import SpikeWatch
+from fastllm_train.start import (
+    STATE_SCHEMA,
+    Data,
+    agree_on_checkpoint,
+    open_data_in_turn,
+    prepare_folder,
+    pretrained,
+    restore,
+    start_again,
+    start_of,
+)
+from fastllm_train.stop_request import StopRequest
+from fastllm_train.watchdog import Watchdog
 
-STATE_SCHEMA = 1
+__all__ = ["Ending", "StopRequest", "train"]
 
 
 @dataclass(frozen=True)
@@ -49,160 +65,240 @@ class Ending:
     checkpoint: Path | None
 
 
-class StopRequest:
-    """SIGTERM or SIGINT arrived, or our launcher died (a rank that trained on alone would fight the
-    next run over the folder). The loop looks between steps, and all ranks stop together."""
-
-    def __init__(self, launcher_pid: int | None = None) -> None:
-        self.signal: int | None = None
-        self._launcher_pid = launcher_pid
-
-    def install(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle)
-
-    def asked(self) -> bool:
-        orphaned = self._launcher_pid is not None and os.getppid() != self._launcher_pid
-        return self.signal is not None or orphaned
-
-    def _handle(self, number: int, frame: object) -> None:
-        del frame
-        if self.signal is not None:
-            raise KeyboardInterrupt  # asked twice: do not wait for the step
-        self.signal = number
-
-
 def train(
     config: Config, spec: ArchSpec, device: str, request: StopRequest, *, fresh: bool = False
 ) -> Ending:
-    """Train from the newest checkpoint under ``run.out``, or from scratch, to ``schedule.steps``.
+    """Train from the newest checkpoint under ``run.out``, or from scratch, to the schedule's end.
 
     ``fresh`` deletes the run's checkpoints and metrics first.
     """
-    folder = RunFolder(Path(config.run.out))
+    folder, rank = RunFolder(Path(config.run.out)), dist.get_rank()
     on_rank_0(lambda: lock(folder))
-    source = _open_data_in_turn(config, spec)
+    data = open_data_in_turn(config, spec)
     if fresh:
-        on_rank_0(lambda: _start_again(folder))
-    found = _agree_on_checkpoint(folder)
-    torch.manual_seed(config.run.seed)
-    start, weights = _start_of(found.path, config, spec), None
+        on_rank_0(lambda: start_again(folder))
+    found = agree_on_checkpoint(folder)
+    torch.manual_seed(rank_seeds(config.run.seed, config.parallel.coordinates(rank)).replicated)
+    start, weights = start_of(found.path, config, spec), None
     if found.path is None and config.model.weights:
-        weights = _pretrained(Path(config.model.weights), spec).weight
+        weights = pretrained(Path(config.model.weights), spec).weight
         say(f"weights from {config.model.weights}")
-    engine: Engine = DeepSpeedEngine(config, spec, device, start, weights)
+    timeout = config.run.hang_timeout_s
+    watchdog = Watchdog(folder.root, rank, dist.get_world_size(), timeout)
+    engine: Engine = DeepSpeedEngine(config, spec, device, start, weights, watchdog.note)
     step, consumed = 0, 0
     if found.path is not None:
         state = engine.load(found.path)
-        step, consumed = _restore(state, config)
+        step, consumed = restore(state, config)
         say(f"resumed from {found.path} at step {step} ({consumed} samples consumed)")
     peak = job_peak(config.precision.dtype, config.precision.torch_dtype, torch.device(device))
-    metrics: MetricsFile | None = None
-    if dist.get_rank() == 0:
-        _prepare_folder(folder, config, spec)
-        metrics = MetricsFile(folder.metrics)
-        resumed = step if found.path is not None else None
-        metrics.write(run_record(config, spec, device, peak, resumed))
+    resumed = step if found.path is not None else None
+    journal = _open_journal(folder, config, spec, step)
+    if journal is not None:
+        journal.write(run_record(config, spec, device, peak, resumed))
+    reader = StepReader(
+        data.training,
+        config.batch,
+        config.parallel.dp,
+        config.parallel.dp_rank(rank),
+        spec.vocab,
+        config.data.workers,
+        read_step,
+    )
+    saver = Saver(config, spec, engine, folder.checkpoints, journal, found.path)
+    profile = ProfileWindow(config.profile, folder.root, rank)
+    rates = throughput(config, spec, peak)
+    run = _Run(config, spec, device, engine, data, reader, saver, journal, watchdog, profile, rates)
+    watchdog.start()
     try:
-        saver = Saver(config, spec, engine, folder.checkpoints, metrics, found.path)
-        run = _Run(config, spec, device, engine, source, saver, metrics)
-        return run.steps(step, consumed, throughput(config, spec, peak), request)
+        return run.steps(step, consumed, request)
+    except RuntimeError as error:
+        raise worker_died(error) from error
     finally:
-        if metrics is not None:
-            metrics.close()
+        watchdog.stop()
+        reader.close()
+        profile.close()
+        if journal is not None:
+            journal.close()
 
 
-@dataclass(frozen=True)
+def _open_journal(folder: RunFolder, config: Config, spec: ArchSpec, step: int) -> Journal | None:
+    """On rank 0, where the records are written; the others hear of what is wrong."""
+    opened: list[Journal] = []
+
+    def open_sinks() -> None:
+        prepare_folder(folder, config, spec)
+        sinks: list[Sink] = [MetricsFile(folder.metrics)]
+        if config.logging.tensorboard:
+            sinks.append(TensorBoardSink(folder, step + 1))
+        if config.logging.wandb_project:
+            sinks.append(WandbSink(folder, config.logging, to_table(config)))
+        opened.append(Journal(sinks))
+
+    on_rank_0(open_sinks)
+    return opened[0] if opened else None
+
+
+@dataclass
 class _Run:
     config: Config
     spec: ArchSpec
     device: str
     engine: Engine
-    source: SampleSource
+    data: Data
+    reader: StepReader
     saver: Saver
-    metrics: MetricsFile | None
+    journal: Journal | None
+    watchdog: Watchdog
+    profile: ProfileWindow
+    rates: Throughput
+    _rewinds: int = field(default=0, init=False)
+    _skips: int = field(default=0, init=False)  # in a row
 
-    def steps(self, step: int, consumed: int, rates: Throughput, request: StopRequest) -> Ending:
-        config, total = self.config, self.config.schedule.steps
-        watch, rewinds = SpikeWatch(config.spikes), 0
-        while step < total:
+    def steps(self, step: int, consumed: int, request: StopRequest) -> Ending:
+        config, watch = self.config, SpikeWatch(self.config.spikes)
+        total, times = (
+            planned_steps(config.schedule, config.batch),
+            RankTimes(torch.device(self.device)),
+        )
+        while not self._finished(step, consumed):
             start = time.perf_counter()
-            batches = read_step(
-                self.source,
-                consumed,
-                config.batch,
-                config.parallel.dp,
-                config.parallel.dp_rank(dist.get_rank()),
-                self.spec.vocab,
-            )
+            self.watchdog.note("the step before", step + 1)
+            self.profile.before(step + 1)
+            batches = self.reader.read(consumed)
             data_s = time.perf_counter() - start
-            step += 1
-            lr = learning_rate(config.schedule, config.optim.lr, step)
-            outcome = self.engine.train_step(batches, lr, stop=request.asked())
-            consumed += config.batch.global_size
+            self.watchdog.note("reading data")
+            size = config.batch.size_at(consumed)
+            step, consumed = step + 1, consumed + size
+            position = config.schedule.position(step, consumed, config.batch.seq_len)
+            lr = learning_rate(config.schedule, config.optim.lr, position)
+            wrong, judge = self._judge(watch)
+            outcome = self.engine.train_step(batches, lr, stop=request.asked(), judge=judge)
             seconds = time.perf_counter() - start
-            phases = {"data": data_s, **outcome.phase_s}
-            self._record(step, consumed, lr, outcome, seconds, phases, rates)
+            phase_s = {"data": data_s, **outcome.phase_s}
+            self._record(step, total, size, consumed, lr, outcome, seconds, phase_s)
+            times.add(phase_s)
+            self._exchange_times(step, times)
             self.saver.poll()
-            wrong = watch.verdict(outcome.loss, outcome.grad_norm)
-            if wrong is not None:
-                rewinds += 1
-                step = self._rewind(step, consumed, wrong, rewinds)
-                watch.forget()
-                continue
-            every = config.checkpoint.every
-            last = outcome.stop or step == total
-            if last or (every and step % every == 0):
+            if wrong:
+                back = self._answer(step, consumed, wrong[0])
+                if back is not None:
+                    step = back
+                    watch.forget()
+                    continue
+            elif outcome.updated:
+                self._skips = 0
+            last = outcome.stop or self._finished(step, consumed)
+            self._evaluate(step, last=last and not outcome.stop)
+            if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
+                self.watchdog.note("the step's update")
                 self.saver.save(step, self._state(step, consumed), wait=last)
             if outcome.stop:
                 return Ending(step, True, self.saver.newest)
         return Ending(step, False, self.saver.newest)
 
-    def _rewind(self, step: int, consumed: int, wrong: str, rewinds: int) -> int:
-        """Back to the last checkpoint; its step. The samples since then, up to ``consumed``, are
-        not read again: the order is a function of their number. Loss and norm are the same on every
-        rank, so all ranks do the same; nothing of the bad step is saved."""
+    def _finished(self, step: int, consumed: int) -> bool:
+        schedule = self.config.schedule
+        return schedule.position(step, consumed, self.config.batch.seq_len) >= schedule.length
+
+    def _judge(
+        self, watch: SpikeWatch
+    ) -> tuple[list[str], Callable[[float, float, float | None], bool]]:
+        """A judge for one step, and the list that it leaves its objection in."""
+        wrong: list[str] = []
+        smallest = self.config.precision.min_loss_scale
+
+        def judge(loss: float, grad_norm: float, loss_scale: float | None) -> bool:
+            overflow = loss_scale is not None and loss_scale > smallest
+            found = watch.verdict(loss, grad_norm, overflow=overflow)
+            if found is not None:
+                wrong.append(found)
+            return found is None
+
+        return wrong, judge
+
+    def _answer(self, step: int, consumed: int, wrong: str) -> int | None:
+        """What ``spikes.policy`` says about a step that must not count. Returns the step gone back
+        to, or None when the run goes on from here without the step's update. Loss and norm are the
+        same on every rank, so all do the same; nothing of the bad step is saved."""
         message, policy = f"step {step}: {wrong}", self.config.spikes
+        if policy.policy == "skip" and self._skips < policy.max_skips:
+            self._skips += 1
+            self._note_down({"kind": "skip", "step": step, "reason": wrong})
+            say(f"{message}: the update is left out")
+            return None
+        self.saver.finish()
         found = self.saver.newest
-        if policy.policy == "stop" or found is None or rewinds > policy.max_rewinds:
-            raise _diverged(message, rewinds if policy.policy == "rewind" else 0, found)
+        self._rewinds += policy.policy == "rewind"
+        if policy.policy != "rewind" or found is None or self._rewinds > policy.max_rewinds:
+            raise _diverged(message, self._rewinds, self._skips, found)
         state = self.engine.load(found)
         back, before = int(state["step"]), int(state["consumed_samples"])
-        if self.metrics is not None:
-            skipped = {"skipped_samples": consumed - before, "reason": wrong}
-            self.metrics.write({"kind": "rewind", "step": step, "to_step": back, **skipped})
+        skipped = {"skipped_samples": consumed - before, "reason": wrong}
+        self._note_down({"kind": "rewind", "step": step, "to_step": back, **skipped})
         say(f"{message}: back to step {back}, past {consumed - before} samples")
         return back
+
+    def _evaluate(self, step: int, *, last: bool) -> None:
+        source, config = self.data.validation, self.config
+        if source is None or not config.eval.due(step, last=last):
+            return
+        start = time.perf_counter()
+        replica = config.parallel.dp_rank(dist.get_rank())
+        batches = validation_batches(
+            source, config.eval.samples, config.batch, config.parallel.dp, replica, self.spec.vocab
+        )
+        sums = []
+        for batch in batches:
+            sums.append(self.engine.evaluate([batch]))
+            self.watchdog.note("a batch of validation")
+        loss, seconds = mean_loss(sums), time.perf_counter() - start
+        tokens = sum(weight for _, weight in sums)
+        self._note_down(
+            {"kind": "eval", "step": step, "loss": loss, "tokens": tokens, "seconds": seconds}
+        )
+        say(f"step {step} | validation loss {loss:.4f} | {tokens:,.0f} tokens in {seconds:.1f} s")
+
+    def _exchange_times(self, step: int, times: RankTimes) -> None:
+        every = self.config.logging.ranks_every
+        if every and step % every == 0:
+            self._note_down({"kind": "ranks", "step": step, **times.exchange()})
+
+    def _note_down(self, record: dict[str, Any]) -> None:
+        if self.journal is not None:
+            self.journal.write(record)
 
     def _record(
         self,
         step: int,
+        total: int,
+        size: int,
         consumed: int,
         lr: float,
         outcome: StepOutcome,
         seconds: float,
         phase_s: dict[str, float],
-        rates: Throughput,
     ) -> None:
-        if self.metrics is None:
+        if self.journal is None:
             return
-        batch = self.config.batch
-        tokens = batch.global_size * batch.seq_len
+        tokens = size * self.config.batch.seq_len
         record = StepRecord(
             step=step,
             loss=outcome.loss,
             grad_norm=outcome.grad_norm,
             lr=lr,
             tokens=tokens,
-            consumed_tokens=consumed * batch.seq_len,
+            consumed_tokens=consumed * self.config.batch.seq_len,
             consumed_samples=consumed,
             step_time_s=seconds,
-            **rates.rates(tokens, seconds),
+            **self.rates.rates(tokens, seconds),
             peak_mem_gib=peak_memory_gib(self.device),
             phase_s=phase_s,
+            updated=outcome.updated,
+            loss_scale=outcome.loss_scale,
         )
-        self.metrics.step(record)
-        say(step_line(record, self.config.schedule.steps))
+        self.journal.write(step_values(record))
+        say(step_line(record, total))
 
     def _state(self, step: int, consumed: int) -> dict[str, Any]:
         return {
@@ -214,36 +310,7 @@ class _Run:
         }
 
 
-def _start_of(
-    path: Path | None, config: Config, spec: ArchSpec
-) -> portable.PortableCheckpoint | None:
-    """The checkpoint an engine takes its weights from, if it is portable."""
-    if path is None:
-        return None
-    if not portable.is_portable(path):
-        on_rank_0(lambda: _refuse_other_layout(path, config))
-        return None
-    on_rank_0(lambda: portable.PortableCheckpoint(path, spec))  # says once what is wrong
-    return portable.PortableCheckpoint(path, spec)
-
-
-def _pretrained(folder: Path, spec: ArchSpec) -> PretrainedWeights:
-    on_rank_0(lambda: PretrainedWeights(folder, spec))  # says once what is wrong
-    return PretrainedWeights(folder, spec)
-
-
-def _refuse_other_layout(path: Path, config: Config) -> None:
-    saved, wanted = checkpoint.layout_of(path), deepspeed_layout(config)
-    if saved is not None and saved != wanted:
-        changed = [f"{k} {saved.get(k)} → {v}" for k, v in wanted.items() if saved.get(k) != v]
-        names = ", ".join(changed)
-        raise UserError(
-            f"{path} was written in another layout ({names}); DeepSpeed resumes only the same one",
-            hint='write with checkpoint.format="portable" to change the layout, or use --fresh',
-        )
-
-
-def _diverged(message: str, rewinds: int, found: Path | None) -> Exception:
+def _diverged(message: str, rewinds: int, skips: int, found: Path | None) -> Exception:
     """What ends the run: rank 0 says it, the others follow."""
     if dist.get_rank() != 0:
         return PeerError(message)
@@ -252,70 +319,10 @@ def _diverged(message: str, rewinds: int, found: Path | None) -> Exception:
         message += "; there is no checkpoint to go back to"
     elif rewinds:
         message += f"; went back {rewinds - 1} times already"
+    elif skips:
+        message += f"; left out {skips} updates in a row already"
     else:
-        hint += '; or set spikes.policy="rewind"'
+        hint += '; or set spikes.policy="skip" or "rewind"'
     return UserError(
         f"{message}: training has diverged, the weights of this step were not saved", hint=hint
     )
-
-
-def _open_data_in_turn(config: Config, spec: ArchSpec) -> SampleSource:
-    """Rank 0 first: what is wrong with the files is then said once."""
-    opened: list[SampleSource] = []
-
-    def open_once() -> None:
-        opened.append(
-            open_training_data(
-                config.data, config.batch, steps=config.schedule.steps, vocab=spec.vocab
-            )
-        )
-
-    on_rank_0(open_once)
-    if not opened:
-        open_once()
-    return opened[0]
-
-
-def _start_again(folder: RunFolder) -> None:
-    checkpoint.clear(folder.checkpoints)
-    folder.metrics.unlink(missing_ok=True)
-
-
-def _agree_on_checkpoint(folder: RunFolder) -> checkpoint.Found:
-    """Rank 0 looks, all ranks use what it found."""
-    answer: list[checkpoint.Found | None] = [None]
-    if dist.get_rank() == 0:
-        answer = [checkpoint.newest(folder.checkpoints)]
-    dist.broadcast_object_list(answer, src=0)
-    found = answer[0]
-    assert found is not None
-    for fault in found.rejected:
-        say(f"warning: skipped a damaged checkpoint: {fault}")
-    return found
-
-
-def _restore(state: dict[str, Any], config: Config) -> tuple[int, int]:
-    if state.get("schema") != STATE_SCHEMA:
-        raise UserError(f"the checkpoint's state has schema {state.get('schema')!r}")
-    if state["data_seed"] != config.data.seed:
-        raise UserError(
-            f"the checkpoint was trained with data.seed={state['data_seed']}, the config says "
-            f"{config.data.seed}: the data order would change",
-            hint=f"set data.seed={state['data_seed']}, or start again with --fresh",
-        )
-    return int(state["step"]), int(state["consumed_samples"])
-
-
-def _prepare_folder(folder: RunFolder, config: Config, spec: ArchSpec) -> None:
-    import json
-
-    write_config(folder, to_table(config))
-    hf_config = to_hf_config(spec, dtype=config.precision.hf_name)
-    text = json.dumps(hf_config, indent=2) + "\n"
-    write_atomically(folder.checkpoints / "config.json", text)
-    if config.data.tokenizer:
-        tokenizer = Path(config.data.tokenizer)
-        target = folder.checkpoints / f"tokenizer{tokenizer.suffix}"
-        temporary = target.with_name(f".{target.name}.tmp")
-        shutil.copyfile(tokenizer, temporary)
-        temporary.replace(target)

@@ -20,7 +20,8 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One line of metrics.jsonl. TFLOPs are per device; ``phase_s`` is rank 0's time by phase."""
+    """One line of metrics.jsonl. TFLOPs are per device; ``phase_s`` is rank 0's time by phase;
+    ``updated`` is false when the step's update was left out; ``loss_scale`` is fp16's."""
 
     step: int
     loss: float
@@ -38,6 +39,8 @@ class StepRecord:
     mfu_full_pct: float
     peak_mem_gib: float
     phase_s: Mapping[str, float]
+    updated: bool = True
+    loss_scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -109,21 +112,29 @@ class MetricsFile:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
-    def step(self, record: StepRecord) -> None:
-        self.write({"kind": "step", **asdict(record)})
-
     def close(self) -> None:
         self._file.close()
 
 
+def step_values(record: StepRecord) -> dict[str, Any]:
+    """The record as metrics.jsonl holds it; no loss scale where there is none."""
+    values = {"kind": "step", **asdict(record)}
+    if record.loss_scale is None:
+        del values["loss_scale"]
+    return values
+
+
 def step_line(record: StepRecord, steps: int) -> str:
     width = len(str(steps))
+    scale = "" if record.loss_scale is None else f" | loss scale {record.loss_scale:.0f}"
+    left_out = "" if record.updated else " | update left out"
     return (
         f"step {record.step:>{width}}/{steps}"
         f" | loss {record.loss:.4f} | grad norm {record.grad_norm:.3f} | lr {record.lr:.2e}"
         f" | {record.tokens_per_s:,.0f} tokens/s | {record.step_time_s:.2f} s"
         f" | {record.model_tflops_full:.3f} TFLOPs/device (model, full)"
         f" | MFU {record.mfu_full_pct:.1f}% | {record.peak_mem_gib:.2f} GiB"
+        f"{scale}{left_out}"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -71,3 +71,15 @@ def build_optimizer(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.
         return torch.optim.SGD(groups, lr=config.lr)
     betas = (config.beta1, config.beta2)
     return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
+
+
+def ask_before_update(optimizer: torch.optim.Optimizer, may_update: Callable[[], bool]) -> None:
+    """From now on ``optimizer.step`` does nothing, not even decay weights, when ``may_update`` says
+    no. DeepSpeed calls ``step`` when gradients are reduced and their norm is known, once for every
+    partition."""
+    step = optimizer.step
+
+    def guarded(closure: Any = None) -> Any:
+        return step(closure) if may_update() else None
+
+    optimizer.step = guarded  # type: ignore[method-assign]

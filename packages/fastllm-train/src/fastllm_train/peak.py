@@ -103,8 +103,11 @@ def job_peak(dtype_name: str, dtype: torch.dtype, device: torch.device) -> Peak:
         known = datasheet_tflops(torch.cuda.get_device_name(device), dtype_name)
         if known is not None:
             return Peak(known, "datasheet")
+    # A CPU without fp16 instructions takes minutes for a large product.
+    slow = device.type == "cpu" and dtype_name == "fp16"
+    sizes = (128,) if slow else GEMM_SIZES
     dist.barrier()
-    mine = torch.tensor(gemm_tflops(dtype, device), dtype=torch.float64, device=device)
+    mine = torch.tensor(gemm_tflops(dtype, device, sizes=sizes), dtype=torch.float64, device=device)
     dist.all_reduce(mine)
     return Peak(float(mine) / dist.get_world_size(), "measured GEMM")
 

@@ -52,7 +52,7 @@ def file_names(rank: int, world_size: int) -> tuple[str, str]:
 
 
 def write_share(folder: Path, share: Iterable[WholeState], rank: int, world_size: int) -> None:
-    """Write the parameters that ``rank`` owns, and flush them to disk."""
+    """Write the parameters that ``rank`` owns, and flush them to disk. ``OSError`` if it fails."""
     weights: dict[str, torch.Tensor] = {}
     moments: dict[str, torch.Tensor] = {}
     for state in share:
@@ -60,7 +60,10 @@ def write_share(folder: Path, share: Iterable[WholeState], rank: int, world_size
         moments |= {f"{k}/{state.name}": m.contiguous() for k, m in state.moments.items()}
     folder.mkdir(parents=True, exist_ok=True)
     for name, tensors in zip(file_names(rank, world_size), (weights, moments), strict=True):
-        save_file(tensors, folder / name, metadata={"format": "pt"})
+        try:
+            save_file(tensors, folder / name, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, too
+            raise OSError(f"{folder / name}: {error}") from error
         with (folder / name).open("rb") as handle:
             os.fsync(handle.fileno())
 

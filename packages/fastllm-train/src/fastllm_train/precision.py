@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from fastllm_train.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -11,17 +14,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PrecisionConfig:
-    """``bf16`` keeps an fp32 master copy of the weights and fp32 Adam moments."""
+    """``bf16`` and ``fp16`` keep an fp32 master copy of the weights and fp32 Adam moments.
 
-    dtype: Literal["fp32", "bf16"] = "fp32"
+    fp16 scales the loss, so that small gradients do not vanish: by ``loss_scale`` at first. The
+    update of a step whose gradients overflow is left out; from the ``loss_scale_hysteresis``-th of
+    them on each halves the scale, and ``loss_scale_window`` steps without one double it
+    (Micikevicius et al. 2017, arXiv:1710.03740, section 3.2).
+    """
+
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    loss_scale: int = 65536
+    loss_scale_window: int = 1000
+    loss_scale_hysteresis: int = 2
+    min_loss_scale: int = 1
+
+    def __post_init__(self) -> None:
+        power = math.log2(self.loss_scale) if self.loss_scale > 0 else 0.5
+        if power != int(power):
+            raise UserError(f"precision.loss_scale={self.loss_scale} is not a power of two")
+        for name in ("loss_scale_window", "loss_scale_hysteresis", "min_loss_scale"):
+            if getattr(self, name) < 1:
+                raise UserError(f"precision.{name}={getattr(self, name)} is below 1")
+        if self.loss_scale < self.min_loss_scale:
+            raise UserError(
+                f"precision.loss_scale={self.loss_scale} is below precision.min_loss_scale"
+            )
 
     @property
     def torch_dtype(self) -> torch.dtype:
         import torch
 
-        return torch.bfloat16 if self.dtype == "bf16" else torch.float32
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.dtype]
 
     @property
     def hf_name(self) -> str:
         """The name in a Hugging Face ``config.json``."""
-        return "bfloat16" if self.dtype == "bf16" else "float32"
+        return {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[self.dtype]

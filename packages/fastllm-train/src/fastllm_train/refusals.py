@@ -45,6 +45,10 @@ def _sizes(config: Config, spec: ArchSpec) -> None:
                 "packed chats cannot be cut along the sequence in this version",
                 hint="set parallel.cp=1",
             )
+        if config.eval.every:
+            raise UserError(
+                "packed chats have no validation split in this version", hint="set eval.every=0"
+            )
     if config.schedule.min_lr > config.optim.lr:
         raise UserError(
             f"schedule.min_lr={config.schedule.min_lr} is above optim.lr={config.optim.lr}"

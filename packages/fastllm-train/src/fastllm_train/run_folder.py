@@ -15,17 +15,21 @@ from fastllm_train.toml_text import to_toml
 
 @dataclass(frozen=True)
 class RunConfig:
-    """``seed`` drives initialisation. ``device`` "auto" takes CUDA when a GPU is visible."""
+    """``seed`` drives initialisation. ``device`` "auto" takes CUDA when a GPU is visible. A job in
+    which nothing moves for ``hang_timeout_s`` seconds ends with a report (0: it waits)."""
 
     out: str = "runs/train"
     seed: int = 1234
     device: Literal["cpu", "cuda", "auto"] = "auto"
+    hang_timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
         if not self.out:
             raise UserError("run.out is empty", hint="name a folder for the run")
         if self.seed < 0:
             raise UserError(f"run.seed={self.seed} is negative")
+        if self.hang_timeout_s < 0:
+            raise UserError(f"run.hang_timeout_s={self.hang_timeout_s} is negative")
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,13 @@ def lock(folder: RunFolder) -> None:
         file.close()
         return
     _locks.append(file)
+
+
+def leave_locks() -> None:
+    """In a forked process: close its copies, so that the locks die with the process that took
+    them."""
+    while _locks:
+        _locks.pop().close()
 
 
 def fsync_folder(folder: Path) -> None:

@@ -20,7 +20,7 @@ from fastllm_train.deepspeed_config import effective_zero_stage
 from fastllm_train.deepspeed_states import MOMENTS
 from fastllm_train.engine import Engine
 from fastllm_train.errors import PeerError, UserError
-from fastllm_train.metrics import MetricsFile
+from fastllm_train.sinks import Journal
 
 NEAR_S = 0.05  # between looks at a save that must be waited for
 
@@ -62,22 +62,21 @@ class Saver:
     spec: ArchSpec
     engine: Engine
     root: Path
-    metrics: MetricsFile | None
+    journal: Journal | None
     newest: Path | None = None
     _writing: Writing | None = field(default=None, init=False)
 
     def save(self, step: int, state: dict[str, Any], *, wait: bool) -> None:
         """Save the state after ``step``. On return it is durable, or under way in the background;
         ``wait``: durable in any case."""
-        self._finish()
+        self.finish()
         start = time.perf_counter()
         tag = checkpoint.tag_of(step)
         needed = checkpoint_bytes(self.config, self.spec)
         on_rank_0(lambda: checkpoint.require_space(checkpoint.saving_folder(self.root), needed))
         folder = self.root / checkpoint.SAVING / tag
         if not self.config.checkpoint.background:
-            self.engine.save(folder, state)
-            dist.barrier()
+            self._agree(step, self._write(folder, state))
             self._publish(step, start)
             return
         write = self.engine.snapshot(state)
@@ -85,14 +84,15 @@ class Saver:
         held = time.perf_counter() - start
         say(f"checkpoint of step {step}: copied in {held:.1f} s, writing in the background")
         if wait:
-            self._finish()
+            self.finish()
 
     def poll(self) -> None:
         """Publish a checkpoint that all ranks have written. Call it between steps."""
         if self._writing is not None:
             self._settle(self._slowest())
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Wait for a checkpoint under way, and publish it."""
         while self._writing is not None:
             self._settle(self._slowest())
             if self._writing is not None:
@@ -104,25 +104,45 @@ class Saver:
         dist.all_reduce(state, op=dist.ReduceOp.MIN)
         return float(state)
 
+    def _write(self, folder: Path, state: dict[str, Any]) -> OSError | None:
+        try:
+            self.engine.save(folder, state)
+        except OSError as error:
+            if self._format() == "deepspeed":
+                # The other ranks may wait inside DeepSpeed, where none of them hears of it: this
+                # one ends, and the launcher ends the job.
+                raise _failure(checkpoint.step_of(folder.name) or 0, error) from error
+            return error
+        return None
+
+    def _format(self) -> str:
+        return checkpoint.written_format(self.config.checkpoint, self.config.parallel)
+
+    def _agree(self, step: int, error: OSError | None) -> None:
+        """All ranks have written, or all end: one that failed must not leave the others waiting."""
+        failed = torch.tensor(float(error is not None), device=self._device())
+        dist.all_reduce(failed, op=dist.ReduceOp.MAX)
+        if failed:
+            raise _failure(step, error)
+
     def _settle(self, state: float) -> None:
         writing = self._writing
         assert writing is not None
         if state < 0:
             self._writing = None
-            raise _failure(writing)
+            raise _failure(writing.step, writing.error)
         if state > 0:
             self._writing = None
             self._publish(writing.step, writing.start)
 
     def _publish(self, step: int, start: float) -> None:
         tag = checkpoint.tag_of(step)
-        form = checkpoint.written_format(self.config.checkpoint, self.config.parallel)
-        layout = deepspeed_layout(self.config) if form == "deepspeed" else None
+        layout = deepspeed_layout(self.config) if self._format() == "deepspeed" else None
         on_rank_0(lambda: checkpoint.publish(self.root, tag, layout))
         on_rank_0(lambda: checkpoint.prune(self.root, self.config.checkpoint.keep_last))
         seconds = time.perf_counter() - start
-        if self.metrics is not None:
-            self.metrics.write({"kind": "checkpoint", "step": step, "seconds": seconds})
+        if self.journal is not None:
+            self.journal.write({"kind": "checkpoint", "step": step, "seconds": seconds})
         self.newest = self.root / tag
         say(f"checkpoint {self.newest} ({seconds:.1f} s)")
 
@@ -130,11 +150,11 @@ class Saver:
         return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
-def _failure(writing: Writing) -> Exception:
-    if writing.error is None:
-        return PeerError(f"another rank could not write the checkpoint of step {writing.step}")
+def _failure(step: int, error: OSError | None) -> Exception:
+    if error is None:
+        return PeerError(f"another rank could not write the checkpoint of step {step}")
     return UserError(
-        f"the checkpoint of step {writing.step} could not be written: {writing.error}",
+        f"the checkpoint of step {step} could not be written: {error}",
         hint="the previous checkpoint is intact: make room, then run the same command again",
     )
 

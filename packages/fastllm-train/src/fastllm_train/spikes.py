@@ -17,25 +17,28 @@ from fastllm_train.errors import UserError
 
 @dataclass(frozen=True)
 class SpikesConfig:
-    """``policy`` "stop" ends the run before anything is saved; "rewind" goes back to the last
-    checkpoint and trains on past the samples since then, at most ``max_rewinds`` times.
+    """``policy`` "stop" ends the run before anything is saved; "skip" leaves the step's update out
+    on all ranks, at most ``max_skips`` times in a row; "rewind" goes back to the last checkpoint
+    and trains on past the samples since then, at most ``max_rewinds`` times.
 
     A loss or gradient norm that is not finite always counts. With ``factor`` > 0 so does a loss of
     more than ``factor`` times the median of the last ``window`` steps' (at least half of them).
     """
 
-    policy: Literal["stop", "rewind"] = "stop"
+    policy: Literal["stop", "skip", "rewind"] = "stop"
     factor: float = 0.0
     window: int = 64
     max_rewinds: int = 3
+    max_skips: int = 10
 
     def __post_init__(self) -> None:
         if self.factor != 0 and not self.factor > 1:
             raise UserError(f"spikes.factor={self.factor} is neither 0 nor above 1")
         if self.window < 2:
             raise UserError(f"spikes.window={self.window} is below 2")
-        if self.max_rewinds < 0:
-            raise UserError(f"spikes.max_rewinds={self.max_rewinds} is negative")
+        for name in ("max_rewinds", "max_skips"):
+            if getattr(self, name) < 0:
+                raise UserError(f"spikes.{name}={getattr(self, name)} is negative")
 
 
 class SpikeWatch:
@@ -45,9 +48,10 @@ class SpikeWatch:
         self._config = config
         self._losses: deque[float] = deque(maxlen=config.window)
 
-    def verdict(self, loss: float, grad_norm: float) -> str | None:
-        """What is wrong with a step, or None; only then does it count for the median."""
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+    def verdict(self, loss: float, grad_norm: float, *, overflow: bool = False) -> str | None:
+        """What is wrong with a step, or None; only then does it count for the median.
+        ``overflow``: gradients were scaled too high, which the loss scale sees to."""
+        if not (math.isfinite(loss) and (overflow or math.isfinite(grad_norm))):
             return f"loss {loss}, gradient norm {grad_norm}"
         factor = self._config.factor
         if factor and len(self._losses) >= self._config.window // 2:

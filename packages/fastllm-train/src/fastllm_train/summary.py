@@ -8,13 +8,14 @@ from fastllm_planner.arch import ArchSpec, count_params, spec_to_dict
 from fastllm_planner.flops import model_flops_per_token
 from fastllm_train.config import Config, to_table
 from fastllm_train.deepspeed_config import deepspeed_config, effective_zero_stage
+from fastllm_train.schedule import planned_steps
 
 
 def summarise(config: Config, spec: ArchSpec) -> dict[str, Any]:
     """JSON-ready. Assumes that ``refusals.refuse`` let the config pass."""
     table = to_table(config)
     stage, note = effective_zero_stage(config)
-    tokens = config.batch.global_size * config.batch.seq_len
+    steps, seq_len = planned_steps(config.schedule, config.batch), config.batch.seq_len
     return {
         "schema": 1,
         "config": table,
@@ -26,9 +27,9 @@ def summarise(config: Config, spec: ArchSpec) -> dict[str, Any]:
         "accumulation": config.batch.accumulation(config.parallel.dp),
         "zero_stage": stage,
         "zero_note": note,
-        "tokens_per_step": tokens,
-        "steps": config.schedule.steps,
-        "tokens": tokens * config.schedule.steps,
-        "flops_per_token_full": model_flops_per_token(spec, config.batch.seq_len, "full"),
+        "tokens_per_step": config.batch.global_size * seq_len,
+        "steps": steps,
+        "tokens": config.batch.samples_after(steps) * seq_len,
+        "flops_per_token_full": model_flops_per_token(spec, seq_len, "full"),
         "deepspeed_config": deepspeed_config(config),
     }

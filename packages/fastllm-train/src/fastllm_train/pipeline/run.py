@@ -62,6 +62,14 @@ class Runner:
             self.done(last)
         return total
 
+    def evaluate(self, micro_batches: Sequence[Sequence[Tensor]]) -> Tensor:
+        """The same cross entropy, forward only."""
+        total = torch.zeros((), dtype=torch.float64, device=micro_batches[0][0].device)
+        with torch.no_grad():
+            for tensors in micro_batches:
+                total += self._forward(tensors, 1.0)[1].double()
+        return total
+
     def _forward(self, tensors: Sequence[Tensor], scale: float) -> tuple[_Underway, Tensor]:
         # The product is a new tensor: DeepSpeed 0.19 without ZeRO divides the gradient by the
         # number of micro-batches when it goes back from the very tensor that the forward gave.

@@ -1,0 +1,180 @@
+"""A job in which nothing moves says who is where, and ends.
+
+Each rank notes what it is doing (``Watchdog.note``). A thread looks at the notes: when the newest
+is older than the time-out, the rank is stuck. It then writes where it stands into a file of the
+run's folder, waits a little for the others', and ends the process. The lowest rank that can still
+speak prints them all: which ranks wait in which operation, and which gave no sign (stopped, frozen,
+gone). Nothing is written while the job moves, and no message needs the network that may be stuck.
+
+Where a rank stands is read from its Python stacks: the innermost call into torch.distributed is the
+operation, the innermost frame of this package the place. On a GPU collectives run behind the host,
+which then waits where it wants their result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+EXIT_STATUS = 2
+GRACE_S = 5.0  # ranks notice within the time a step takes of each other
+_WAITS = ("torch/distributed/", "deepspeed/comm/")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a rank is. ``operation``: the call into torch.distributed it waits in, or "" when it is
+    in none; ``place``: file and function of this package; ``seconds``: since the last note."""
+
+    rank: int
+    step: int
+    phase: str
+    operation: str
+    place: str
+    seconds: float
+
+
+class Watchdog:
+    """Watches this rank. ``end`` is called when the report is out; it does not return."""
+
+    def __init__(
+        self,
+        folder: Path,
+        rank: int,
+        world_size: int,
+        timeout_s: float,
+        *,
+        grace_s: float = GRACE_S,
+        end: Callable[[int], object] = os._exit,
+    ) -> None:
+        self._folder, self._rank, self._world_size = folder, rank, world_size
+        self._timeout, self._grace, self._end = timeout_s, grace_s, end
+        self._step, self._phase, self._at = 0, "starting", time.monotonic()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Nothing is watched with a time-out of 0."""
+        if self._timeout > 0:
+            _report_file(self._folder, self._rank).unlink(missing_ok=True)
+            self._thread.start()
+
+    def note(self, phase: str, step: int | None = None) -> None:
+        """This rank goes on: it begins ``phase``, of step ``step`` (None: the same one)."""
+        if step is not None:
+            self._step = step
+        self._phase, self._at = phase, time.monotonic()
+
+    def stop(self) -> None:
+        """End watching; the run is over."""
+        self._stop.set()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(max(0.05, min(1.0, self._timeout / 10))):
+            if time.monotonic() - self._at > self._timeout:
+                self._report()
+                return
+
+    def _report(self) -> None:
+        mine = self._standing()
+        try:
+            file = _report_file(self._folder, self._rank)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_suffix(".tmp")
+            temporary.write_text(json.dumps(asdict(mine)), encoding="utf-8")
+            temporary.replace(file)
+            found = self._gather()
+        except OSError:
+            found = {self._rank: mine}  # the folder is out of reach, too: speak for oneself
+        if not found or min(found) == self._rank:
+            sys.stderr.write(describe(found, self._world_size, self._timeout))
+            sys.stderr.flush()
+        self._end(EXIT_STATUS)
+
+    def _gather(self) -> dict[int, Standing]:
+        """Every rank's standing, waiting ``grace`` for those still to come."""
+        deadline = time.monotonic() + self._grace
+        while True:
+            found = read_standings(self._folder, self._timeout + self._grace)
+            if len(found) >= self._world_size or time.monotonic() > deadline:
+                return found
+            time.sleep(0.05)
+
+    def _standing(self) -> Standing:
+        operation, place = waiting_in(sys._current_frames())
+        seconds = time.monotonic() - self._at
+        return Standing(self._rank, self._step, self._phase, operation, place, seconds)
+
+
+def waiting_in(stacks: Mapping[int, FrameType]) -> tuple[str, str]:
+    """(operation, place) of the thread that waits in torch.distributed, else of the main one."""
+    main = threading.main_thread().ident
+    ordered = sorted(stacks, key=lambda ident: ident != main)
+    found = [_innermost(stacks[ident]) for ident in ordered]
+    in_operation = [both for both in found if all(both)]
+    return (in_operation or found)[0]
+
+
+def _innermost(stack: FrameType) -> tuple[str, str]:
+    operation = place = ""
+    frame: FrameType | None = stack
+    while frame is not None and not place:
+        file = frame.f_code.co_filename.replace(os.sep, "/")
+        name = frame.f_code.co_name
+        if any(part in file for part in _WAITS) and name not in ("wrapper", "wait"):
+            operation = name  # the outermost of the library's frames is the one that was called
+        elif "/fastllm_train/" in file and not file.endswith("/watchdog.py"):
+            place = f"{file.partition('/fastllm_train/')[2]}:{frame.f_lineno} {name}"
+        frame = frame.f_back
+    return operation, place
+
+
+def read_standings(folder: Path, newer_than_s: float) -> dict[int, Standing]:
+    """What ranks have written in the last ``newer_than_s`` seconds (an earlier hang's do not
+    count)."""
+    found: dict[int, Standing] = {}
+    for file in (folder / "hang").glob("rank-*.json"):
+        try:
+            if time.time() - file.stat().st_mtime <= newer_than_s:
+                values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+                found[int(values["rank"])] = Standing(**values)
+        except (OSError, ValueError, TypeError, KeyError):
+            continue  # removed or overwritten at this moment
+    return found
+
+
+def describe(found: Mapping[int, Standing], world_size: int, timeout_s: float) -> str:
+    """The report: an error line, one line a rank that spoke, a line of those that did not, a
+    hint."""
+    silent = [rank for rank in range(world_size) if rank not in found]
+    busy = [s.rank for s in found.values() if not s.operation]
+    waited = sorted({s.operation for s in found.values() if s.operation})
+    what = f"in {', '.join(waited)}" if waited else "and no rank is in a collective operation"
+    lines = [f"error: nothing moved for {timeout_s:g} s {what}"]
+    for rank in sorted(found):
+        s = found[rank]
+        doing = f"waits in {s.operation}" if s.operation else "is in no collective operation"
+        lines.append(f"  rank {rank}: step {s.step}, {s.phase}: {doing} ({s.place})")
+    if silent:
+        names = ", ".join(str(rank) for rank in silent)
+        lines.append(f"  rank {names}: no sign (stopped, frozen, or gone)")
+    suspects = silent or busy
+    if suspects:
+        names = ", ".join(str(rank) for rank in suspects)
+        hint = f"look at the machine of rank {names}: the others wait for it"
+    else:
+        hint = "all ranks wait, in different operations or on the network between them"
+    last = "the last checkpoint is intact: run again"
+    return "\n".join([*lines, f"hint: {hint}; {last}, or raise run.hang_timeout_s"]) + "\n"
+
+
+def _report_file(folder: Path, rank: int) -> Path:
+    return folder / "hang" / f"rank-{rank:05d}.json"
