@@ -196,6 +196,18 @@ struct BuilderDeleter {
     }
 };
 
+template <std::vector<DatasetPosition> (DatasetBuilder::*method)()>
+Positions positions_after(DatasetBuilder& builder) {
+    std::vector<DatasetPosition> positions;
+    {
+        const py::gil_scoped_release release;
+        positions = (builder.*method)();
+    }
+    Positions result;
+    for (const auto& at : positions) result.emplace_back(at.tokens, at.sequences, at.documents);
+    return result;
+}
+
 void bind_encoders(py::module_& m) {
     py::class_<PyEncoder>(m, "Encoder")
         .def("encode", &PyEncoder::encode)
@@ -318,19 +330,8 @@ FASTLLM_BINDING(dataset_builder) {
                  self.feed(static_cast<const char*>(info.ptr), size_t(info.size));
              })
         .def("end_stream", &DatasetBuilder::end_stream, nogil)
-        .def("sync",
-             [](DatasetBuilder& self) {
-                 std::vector<DatasetPosition> positions;
-                 {
-                     const py::gil_scoped_release release;
-                     positions = self.sync();
-                 }
-                 Positions result;
-                 for (const auto& at : positions)
-                     result.emplace_back(at.tokens, at.sequences, at.documents);
-                 return result;
-             })
-        .def("finish", &DatasetBuilder::finish, nogil)
+        .def("sync", &positions_after<&DatasetBuilder::sync>)
+        .def("finish", &positions_after<&DatasetBuilder::finish>)
         .def("counts", [](const DatasetBuilder& self) { return counts_dict(self.counts()); })
         .def_property_readonly("lines_in_source", &DatasetBuilder::lines_in_source);
 }

@@ -94,8 +94,8 @@ class DatasetBuilder {
     // Waits for all input and makes what is written so far durable; returns each dataset's
     // position.
     std::vector<DatasetPosition> sync();
-    // Writes the index files. Nothing can be added afterwards.
-    void finish();
+    // Writes the index files; returns each dataset's end. Nothing can be added afterwards.
+    std::vector<DatasetPosition> finish();
     // Abandons what is unfinished and joins the workers. Nothing can be added afterwards.
     void stop();
 

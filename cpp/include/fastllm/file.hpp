@@ -44,7 +44,8 @@ class FileWriter {
     void write(const void* data, size_t size);
     void flush();
     void sync();   // flush, and wait until it is on disk
-    void close();  // flush, sync and close
+    void close();     // flush, sync and close
+    void close_temporary();  // flush and close a file that need not survive a crash
     uint64_t size() const { return size_; }
     const std::string& path() const { return path_; }
 
@@ -54,6 +55,8 @@ class FileWriter {
     std::string path_;
     int fd_ = -1;
     uint64_t size_ = 0;
+    uint64_t on_file_ = 0;  // without what is in `buffer_`
+    uint64_t started_ = 0;  // what is before it is on its way to the disk
     std::vector<char> buffer_;
 };
 

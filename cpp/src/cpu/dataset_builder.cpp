@@ -255,12 +255,17 @@ std::vector<DatasetPosition> DatasetBuilder::sync() {
     return positions;
 }
 
-void DatasetBuilder::finish() {
+std::vector<DatasetPosition> DatasetBuilder::finish() {
+    std::vector<DatasetPosition> positions;
     guarded([&] {
         drain();
-        for (const auto& writer : writers_) writer->finish();
+        for (const auto& writer : writers_) {
+            writer->finish();
+            positions.push_back(writer->position());
+        }
     });
     stop();
+    return positions;
 }
 
 }  // namespace fastllm

@@ -15,6 +15,7 @@ namespace fastllm {
 namespace {
 
 constexpr size_t kBufferBytes = size_t(1) << 18;
+constexpr uint64_t kWriteBackBytes = uint64_t(8) << 20;
 
 [[noreturn]] void fail(const std::string& what) {
     throw std::system_error(errno, std::generic_category(), what);
@@ -61,7 +62,7 @@ FileWriter::FileWriter(const std::string& path, int64_t keep) : path_(path) {
     if (fd_ < 0) fail(path);
     if (keep >= 0) {
         if (::ftruncate(fd_, keep) != 0 || ::lseek(fd_, 0, SEEK_END) != keep) fail(path);
-        size_ = uint64_t(keep);
+        size_ = on_file_ = started_ = uint64_t(keep);
     }
     buffer_.reserve(kBufferBytes);
 }
@@ -89,7 +90,17 @@ void FileWriter::write_now(const char* data, size_t size) {
         }
         data += written;
         size -= size_t(written);
+        on_file_ += uint64_t(written);
     }
+#if defined(SYNC_FILE_RANGE_WRITE)
+    // Or the disk would stand idle until sync(), which then waits for all of it. Only a hint: what
+    // fails here is found by sync().
+    if (on_file_ - started_ >= kWriteBackBytes) {
+        ::sync_file_range(fd_, off64_t(started_), off64_t(on_file_ - started_),
+                          SYNC_FILE_RANGE_WRITE);
+        started_ = on_file_;
+    }
+#endif
 }
 
 void FileWriter::flush() {
@@ -104,6 +115,11 @@ void FileWriter::sync() {
 
 void FileWriter::close() {
     sync();
+    close_temporary();
+}
+
+void FileWriter::close_temporary() {
+    flush();
     const int fd = fd_;
     fd_ = -1;
     if (::close(fd) != 0) fail(path_);

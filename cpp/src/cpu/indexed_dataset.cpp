@@ -48,8 +48,8 @@ void IndexedDatasetWriter::sync() {
 
 void IndexedDatasetWriter::finish() {
     bin_.close();
-    lengths_->close();
-    documents_->close();
+    lengths_->close_temporary();
+    documents_->close_temporary();
     FileWriter out(idx_);
     const uint64_t version = 1, sequences = at_.sequences, boundaries = at_.documents + 1;
     const auto code = uint8_t(type_);

@@ -9,10 +9,11 @@ import re
 import shutil
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from fastllm_core import DatasetBuilder, Encoder, InputError, python_encoder
+from fastllm_core import DatasetBuilder, Encoder, InputError
 from fastllm_data import __version__
 from fastllm_data.checkpoint import (
     STATE_FILE,
@@ -22,9 +23,16 @@ from fastllm_data.checkpoint import (
     lock_folder,
 )
 from fastllm_data.documents import SplitText, sentence_splitter
+from fastllm_data.encoder_choice import (
+    EncoderDiffersError,
+    SampleCheck,
+    choose_encoder,
+    compare_samples,
+    reference_encoder,
+)
 from fastllm_data.errors import UserError
-from fastllm_data.feed import add_source, sample_texts
-from fastllm_data.indexed_dataset import IndexedDataset
+from fastllm_data.feed import add_source
+from fastllm_data.growing_digest import GrowingDigest
 from fastllm_data.inputs import Source, find_sources
 from fastllm_data.options import Summary, TokenizeOptions
 from fastllm_data.output import (
@@ -130,13 +138,16 @@ def _run(
     work = targets[0].work
     name, verified = str(at.fingerprint.get("encoder", "")), 0
     if at.stage == "build":
-        split = None
-        if options.split_sentences is not None:
-            split = sentence_splitter(options.split_sentences, options.keep_newlines)
-        encoder, name, verified = choose_encoder(options, tokenizer, sources, split)
-        _build(options, tokenizer, encoder, sources, targets, at, split)
-        for target in targets:
-            _write_sidecar(target, options, tokenizer, sources, at.counts, (name, verified))
+        digests, name, verified = _build_checked(options, tokenizer, sources, targets, at)
+        for target, digest, position in zip(targets, digests, at.positions or [], strict=True):
+            tokens, sequences, documents = position
+            made = {
+                "encoder": name,
+                "verified_samples": verified,
+                "dataset": {"documents": documents, "sequences": sequences, "tokens": tokens},
+                "digest": digest,
+            }
+            _write_sidecar(target, options, tokenizer, sources, at, made)
         at.stage = "publish"
         at.fingerprint["encoder"] = name
         at.save(work)
@@ -171,40 +182,31 @@ def _check_ids(options: TokenizeOptions, tokenizer: Tokenizer) -> None:
         raise UserError(f"tokenizer {tokenizer.path} has no BOS token")
 
 
-def choose_encoder(
+def _build_checked(
     options: TokenizeOptions,
     tokenizer: Tokenizer,
     sources: list[Source],
-    split: SplitText | None = None,
-) -> tuple[Encoder, str, int]:
-    """The fast encoder if it gives the reference's ids on a sample of every input, else that one.
+    targets: list[Target],
+    at: Checkpoint,
+) -> tuple[list[str], str, int]:
+    """Build with the fast encoder; again with the reference library if their ids differ.
 
-    Returns the encoder, its name, and how many texts were compared.
+    Returns the digest of each target's .bin, the encoder's name, and how many texts were compared.
     """
-    if options.reference_only:
-        return _reference(tokenizer), "reference", 0
-    if tokenizer.load_fast is None:
-        print(f"note: {tokenizer.no_fast_reason}; using the reference library", file=sys.stderr)
-        return _reference(tokenizer), "reference", 0
-    fast = tokenizer.load_fast()
-    compared = 0
-    for source in sources if options.verify_sample else []:
-        texts = sample_texts(source, options.keys, options.verify_sample, split)
-        expected = tokenizer.reference.encode(texts) if texts else []
-        for text, got, want in zip(texts, fast.encode_batch(texts), expected, strict=True):
-            if got != want:
-                print(
-                    f"warning: {source.name}: the fast encoder differs from the reference on "
-                    f"{text[:60]!r}; using the reference library",
-                    file=sys.stderr,
-                )
-                return _reference(tokenizer), "reference", compared
-        compared += len(texts)
-    return fast, "fast", compared
-
-
-def _reference(tokenizer: Tokenizer) -> Encoder:
-    return python_encoder(tokenizer.reference.encode, tokenizer.vocab_size)
+    split = None
+    if options.split_sentences is not None:
+        split = sentence_splitter(options.split_sentences, options.keep_newlines)
+    encoder, name = choose_encoder(options, tokenizer)
+    if name == "fast":
+        samples = compare_samples(encoder, options, tokenizer, sources, split)
+        try:
+            with SampleCheck(lambda: samples) as check:
+                digests = _build(options, tokenizer, encoder, sources, targets, at, split, check)
+                return digests, name, check.wait()
+        except EncoderDiffersError as error:
+            print(f"warning: {error}; using the reference library", file=sys.stderr)
+        encoder, name = reference_encoder(tokenizer), "reference"
+    return _build(options, tokenizer, encoder, sources, targets, at, split), name, 0
 
 
 def _build(
@@ -215,8 +217,12 @@ def _build(
     targets: list[Target],
     at: Checkpoint,
     split: SplitText | None,
-) -> None:
-    """Write .bin and .idx of all targets into their work folder, from the checkpoint on."""
+    check: SampleCheck | None = None,
+) -> list[str]:
+    """Write .bin and .idx of all targets into their work folder, from the checkpoint on.
+
+    Returns the digest of each .bin. check: must end well before anything is kept.
+    """
     work = targets[0].work
     before = dict(at.counts)
     places = Places()
@@ -227,6 +233,11 @@ def _build(
         said = bad.add(*places.of(source, line), message, raw)
         if bad.count <= BadLines.SHOWN:
             progress.say(f"warning: {said}")
+
+    def on_written(counts: dict[str, int]) -> None:
+        if check is not None:
+            check.poll()
+        progress.update(counts)
 
     progress = Progress(sum(s.stop - s.begin for s in sources))
     lines_are_texts = split is None and all(s.format == "text-line" for s in sources)
@@ -244,10 +255,13 @@ def _build(
         workers=options.workers,
         resume_at=at.positions,
         on_bad_line=on_bad_line,
-        on_written=progress.update,
+        on_written=on_written,
     )
 
-    def save() -> None:
+    def save(source: int, offset: int, line: int) -> None:
+        if check is not None:
+            check.wait()
+        at.reach(source, offset, line)
         now = builder.counts()
         at.counts = {name: n + before.get(name, 0) for name, n in now.items()}
         at.positions, at.sizes = builder.sync(), bad.sync()
@@ -255,7 +269,8 @@ def _build(
 
     saved = 0
     step = options.checkpoint_bytes
-    with progress, bad:
+    with progress, bad, ExitStack() as stack:
+        hashing = [stack.enter_context(GrowingDigest(t.work_file(".bin"))) for t in targets]
         progress.pass_over(sum(s.stop - s.begin for s in sources[: at.source]))
         for i in range(at.source, len(sources)):
             source = sources[i]
@@ -266,16 +281,17 @@ def _build(
                 ):
                     if builder.counts()["input_bytes"] - saved >= step // 2:
                         saved = builder.counts()["input_bytes"]
-                        at.reach(i, *reached)
-                        save()
+                        save(i, *reached)
             except InputError as error:
                 raise InputError(_located(str(error), source, places)) from error
-        builder.finish()
+        at.positions = builder.finish()
+        digests = [digest.finish() for digest in hashing]
         at.counts = {n: c + before.get(n, 0) for n, c in builder.counts().items()}
         at.sizes = bad.sync()
     if bad.count > BadLines.SHOWN:
         where = f"see {options.out}.errors.txt"
         print(f"warning: {bad.count} bad lines in all; {where}", file=sys.stderr)
+    return digests
 
 
 def _located(message: str, source: Source, places: Places) -> str:
@@ -292,29 +308,23 @@ def _write_sidecar(
     options: TokenizeOptions,
     tokenizer: Tokenizer,
     sources: list[Source],
-    counts: dict[str, int],
-    encoder: tuple[str, int],
+    at: Checkpoint,
+    made: dict[str, Any],
 ) -> None:
-    made = IndexedDataset(target.work_file(""), check=False)
+    """made: what is known of this target only, or of how it was made."""
     content: dict[str, Any] = {
         "schema": 1,
         "made_by": f"fastllm-data {__version__}",
         "job": job_of(options, tokenizer, sources),
         "tokenizer": tokenizer.describe(),
         "options": options.recorded(),
-        "encoder": encoder[0],
-        "verified_samples": encoder[1],
+        "encoder": made["encoder"],
+        "verified_samples": made["verified_samples"],
         "dtype": "int32" if tokenizer.int32 else "uint16",
         "inputs": [_described(source, options.hash_inputs) for source in sources],
-        "counts": counts,
-        "dataset": {
-            "documents": made.documents,
-            "sequences": len(made),
-            "tokens": len(made.tokens),
-        },
-        "sha256": {
-            suffix[1:]: sha256_file(target.work_file(suffix)) for suffix in (".bin", ".idx")
-        },
+        "counts": at.counts,
+        "dataset": made["dataset"],
+        "sha256": {"bin": made["digest"], "idx": sha256_file(target.work_file(".idx"))},
     }
     write_json(target.work_file(".meta.json"), content)
 
