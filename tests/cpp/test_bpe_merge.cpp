@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <random>
 
 #include "fastllm/bpe_merge.hpp"
@@ -12,16 +13,17 @@ namespace {
 std::vector<uint32_t> merge_by_definition(const MergeTable& table, std::vector<uint32_t> ids) {
     while (true) {
         size_t best = ids.size();
-        MergeTable::Merge found{MergeTable::kNone, 0};
+        uint32_t found = MergeTable::kNone;
         for (size_t i = 0; i + 1 < ids.size(); ++i) {
-            const auto merge = table.find(ids[i], ids[i + 1]);
-            if (merge.rank < found.rank) {
+            const uint32_t number = table.find(ids[i], ids[i + 1]);
+            if (number != MergeTable::kNone &&
+                (found == MergeTable::kNone || table.rank(number) < table.rank(found))) {
                 best = i;
-                found = merge;
+                found = number;
             }
         }
         if (best == ids.size()) return ids;
-        ids[best] = found.id;
+        ids[best] = table.result(found);
         ids.erase(ids.begin() + std::ptrdiff_t(best) + 1);
     }
 }
@@ -29,30 +31,46 @@ std::vector<uint32_t> merge_by_definition(const MergeTable& table, std::vector<u
 }  // namespace
 
 TEST(table_finds_what_was_added) {
-    MergeTable table(4);
-    for (uint32_t i = 0; i < 1000; ++i) table.add(i, i * 7 + 1, {i, i + 5000});
-    table.add(3, 22, {0, 0});  // the first of a pair stays
-    for (uint32_t i = 0; i < 1000; ++i) {
-        CHECK_EQ(table.find(i, i * 7 + 1).id, i + 5000);
-        CHECK_EQ(table.find(i, i * 7 + 2).rank, MergeTable::kNone);
+    std::vector<uint32_t> results(1000);
+    for (uint32_t i = 0; i < 1000; ++i) results[i] = i + 5000;
+    for (const bool known_size : {true, false}) {
+        MergeTable table(known_size ? results : std::vector<uint32_t>{});
+        for (uint32_t i = 0; i < 1000; ++i) table.add(i, i * 7 + 1, i);
+        table.add(3, 22, 0);  // the first of a pair stays
+        for (uint32_t i = 0; i < 1000; ++i) {
+            CHECK_EQ(table.find(i, i * 7 + 1), i);
+            if (known_size) CHECK_EQ(table.result(i), i + 5000);
+            CHECK_EQ(table.find(i, i * 7 + 2), MergeTable::kNone);
+        }
     }
+}
+
+TEST(the_table_takes_no_more_than_its_bits_hold) {
+    MergeTable table({1});
+    table.add(MergeTable::kMaxSymbol, MergeTable::kMaxSymbol, 0);
+    CHECK_EQ(table.find(MergeTable::kMaxSymbol, MergeTable::kMaxSymbol), 0u);
+    CHECK_THROWS(table.add(MergeTable::kMaxSymbol + 1, 0, 0), "symbols");
+    CHECK_THROWS(MergeTable(std::vector<uint32_t>(MergeTable::kNone + 1u)), "too many merges");
 }
 
 TEST(merges_equal_the_definition) {
     std::mt19937 random(1);
     for (int round = 0; round < 300; ++round) {
         const auto symbols = uint32_t(2 + random() % 6);
-        MergeTable table;
-        uint32_t next = symbols;
-        for (int m = 0; m < 30; ++m) {
-            // Some ranks are shared: then the leftmost pair must win.
-            table.add(uint32_t(random() % next), uint32_t(random() % next),
-                      {uint32_t(random() % 12), next});
-            ++next;
-        }
+        std::vector<uint32_t> results(30), ranks(30);
+        for (uint32_t i = 0; i < 30; ++i) results[i] = symbols + i;
+        std::shuffle(results.begin(), results.end(), random);
+        // Some ranks are shared: then the leftmost pair must win.
+        const bool shared = round % 2 == 0;
+        for (uint32_t& rank : ranks) rank = uint32_t(random() % 12);
+        std::sort(ranks.begin(), ranks.end());
+        MergeTable table(results, shared ? ranks : std::vector<uint32_t>{});
+        for (uint32_t number = 0; number < 30; ++number)
+            table.add(uint32_t(random() % results[number]), uint32_t(random() % results[number]),
+                      number);
         BpeMerger merger;
         for (const size_t length :
-             {size_t(0), size_t(1), size_t(2), size_t(9), size_t(48), size_t(49), size_t(200)}) {
+             {size_t(0), size_t(1), size_t(2), size_t(9), size_t(64), size_t(65), size_t(200)}) {
             std::vector<uint32_t> ids(length);
             for (uint32_t& id : ids) id = uint32_t(random() % symbols);
             const std::vector<uint32_t> expected = merge_by_definition(table, ids);
@@ -63,9 +81,9 @@ TEST(merges_equal_the_definition) {
 }
 
 TEST(a_long_run_takes_no_quadratic_time) {
-    MergeTable table;
-    table.add(0, 0, {0, 1});
-    table.add(1, 1, {1, 2});
+    MergeTable table({1, 2});
+    table.add(0, 0, 0);
+    table.add(1, 1, 1);
     std::vector<uint32_t> ids(2000000, 0);
     BpeMerger merger;
     merger.merge(table, ids);

@@ -1,4 +1,4 @@
-// Byte-pair merging over ids, shared by the SentencePiece and the byte-level encoders.
+// Byte-pair merging over symbols, shared by the SentencePiece and the byte-level encoders.
 //
 // State: a row of symbols. Step: among all neighbours (a, b) that the table can merge, take the one
 // of lowest rank, the leftmost on ties, and replace it by its result; stop when there is none.
@@ -12,36 +12,43 @@
 
 namespace fastllm {
 
-// (left id, right id) → (rank, merged id), open addressing.
+// (left symbol, right symbol) → merge, open addressing in words of eight bytes, so that the table of
+// a vocabulary stays in the processor's second cache.
+//
+// Merges are numbered by rank; merges of one rank have numbers of their own, one after another.
 class MergeTable {
   public:
-    struct Merge {
-        uint32_t rank;  // kNone: these two do not merge
-        uint32_t id;
-    };
-    static constexpr uint32_t kNone = 0xFFFFFFFFu;
+    static constexpr unsigned kSymbolBits = 21, kNumberBits = 22;
+    static constexpr uint32_t kMaxSymbol = (1u << kSymbolBits) - 2;
+    static constexpr uint32_t kNone = (1u << kNumberBits) - 1;  // these two do not merge
 
-    explicit MergeTable(size_t expected = 0) { reserve(expected); }
-    void reserve(size_t expected);
-    // Keeps the first entry of a pair that is added twice.
-    void add(uint32_t left, uint32_t right, Merge merge);
-    Merge find(uint32_t left, uint32_t right) const {
-        const uint64_t key = uint64_t(left) << 32 | right;
+    // `results[n]` is the symbol that merge n gives. `ranks[n]`, rising, is needed only if merges
+    // share ranks. Throws std::length_error for more than the bits hold.
+    explicit MergeTable(std::vector<uint32_t> results = {}, std::vector<uint32_t> ranks = {});
+
+    // Keeps the first entry of a pair that is added twice. Throws std::length_error.
+    void add(uint32_t left, uint32_t right, uint32_t number);
+
+    uint32_t find(uint32_t left, uint32_t right) const {
+        const uint64_t key = uint64_t(left) << kSymbolBits | right;
         for (size_t i = slot(key);; i = (i + 1) & mask_) {
-            if (entries_[i].key == key) return entries_[i].merge;
-            if (entries_[i].key == kEmpty) return {kNone, 0};
+            const uint64_t entry = entries_[i];
+            if (entry >> kNumberBits == key || entry == kEmpty) return uint32_t(entry) & kNone;
         }
+    }
+    uint32_t result(uint32_t number) const { return results_[number]; }
+    uint32_t rank(uint32_t number) const {
+        return ranks_.empty() || number == kNone ? number : ranks_[number];
     }
 
   private:
     static constexpr uint64_t kEmpty = ~0ull;
-    struct Entry {
-        uint64_t key;
-        Merge merge;
-    };
-    size_t slot(uint64_t key) const { return size_t((key * 0x9E3779B97F4A7C15ull) >> 32) & mask_; }
+    size_t slot(uint64_t key) const { return size_t((key * 0x9E3779B97F4A7C15ull) >> shift_); }
+    void grow();
 
-    HugePageVector<Entry> entries_;
+    std::vector<uint32_t> results_, ranks_;
+    HugePageVector<uint64_t> entries_;  // left, right, number
+    unsigned shift_ = 0;
     size_t mask_ = 0;
     size_t count_ = 0;
 };
@@ -49,21 +56,21 @@ class MergeTable {
 // Merges a row of symbols in place. Keeps its scratch memory, so use one per thread.
 class BpeMerger {
   public:
-    // `ids` holds one symbol each; afterwards the merged row. Time O(n log n).
-    void merge(const MergeTable& table, std::vector<uint32_t>& ids);
+    // Time O(n log n).
+    void merge(const MergeTable& table, std::vector<uint32_t>& symbols);
 
   private:
     struct Node {
-        uint32_t id;
+        uint32_t symbol;
         int64_t prev, next;  // -1: none; prev -2: absorbed by its left neighbour
     };
     struct Candidate {
         uint32_t rank;
         int64_t left;
-        uint32_t left_id, right_id, merged;
+        uint32_t left_symbol, right_symbol, merged;
     };
-    void merge_short(const MergeTable& table, std::vector<uint32_t>& ids);
-    void merge_long(const MergeTable& table, std::vector<uint32_t>& ids);
+    static void merge_short(const MergeTable& table, std::vector<uint32_t>& symbols);
+    void merge_long(const MergeTable& table, std::vector<uint32_t>& symbols);
     void push(const MergeTable& table, int64_t left);
 
     std::vector<Node> nodes_;

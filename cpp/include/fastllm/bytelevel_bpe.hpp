@@ -41,14 +41,18 @@ class ByteLevelBpe : public Encoder {
 
   private:
     friend class ByteLevelBpeThread;
-    void add_listed_merges();
-    void add_ranked_merges();
+    using IdOf = std::unordered_map<std::string_view, uint32_t>;
+    void add_listed_merges(const IdOf& id_of);
+    void add_ranked_merges(const IdOf& id_of);
+    void find_unmerged(const IdOf& id_of);
+    void symbols_of(std::string_view text, std::vector<uint32_t>& symbols) const;
 
     ByteLevelModel model_;
     uint32_t vocab_size_ = 0;
     uint32_t byte_ids_[256];
-    std::unordered_map<std::string_view, uint32_t> id_of_;
     MergeTable merges_;
+    // With `ignore_merges`: the tokens that merging does not give.
+    std::unordered_map<std::string_view, uint32_t> unmerged_;
     bool special_starts_[256] = {};
 };
 

@@ -53,7 +53,7 @@ class SentencePieceBpe : public Encoder {
     Character& character_for_write(uint32_t cp);
     bool joined(uint32_t left, uint32_t right) const;
     void add_piece_characters(const std::string& text);
-    void add_merges(const std::string& text, uint32_t id, uint32_t rank,
+    void add_merges(const SentencePieceModel& model,
                     const std::unordered_map<std::string, uint32_t>& pieces);
 
     SentencePieceNormalizer normalizer_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "fastllm/chunk_encoder.hpp"
 #include "fastllm/error.hpp"
@@ -17,20 +18,23 @@ constexpr uint32_t kNoId = 0xFFFFFFFFu;
 ByteLevelBpe::ByteLevelBpe(ByteLevelModel model) : model_(std::move(model)) {
     vocab_size_ = uint32_t(model_.tokens.size());
     std::fill(std::begin(byte_ids_), std::end(byte_ids_), kNoId);
-    id_of_.reserve(model_.tokens.size() * 2);
+    if (vocab_size_ > MergeTable::kMaxSymbol) throw InputError("the vocabulary is too large");
+    IdOf id_of;
+    id_of.reserve(model_.tokens.size() * 2);
     for (uint32_t id = 0; id < model_.tokens.size(); ++id) {
         const std::string& token = model_.tokens[id];
         if (token.empty()) continue;
-        id_of_.emplace(token, id);
+        id_of.emplace(token, id);
         if (token.size() == 1 && byte_ids_[uint8_t(token[0])] == kNoId)
             byte_ids_[uint8_t(token[0])] = id;
     }
     if (std::find(std::begin(byte_ids_), std::end(byte_ids_), kNoId) != std::end(byte_ids_))
         throw InputError("a byte has no token");
     if (model_.merges_by_rank)
-        add_ranked_merges();
+        add_ranked_merges(id_of);
     else
-        add_listed_merges();
+        add_listed_merges(id_of);
+    if (model_.ignore_merges) find_unmerged(id_of);
     std::stable_sort(model_.special.begin(), model_.special.end(),
                      [](const auto& a, const auto& b) { return a.first.size() > b.first.size(); });
     for (const auto& [text, id] : model_.special) {
@@ -40,30 +44,60 @@ ByteLevelBpe::ByteLevelBpe(ByteLevelModel model) : model_(std::move(model)) {
     }
 }
 
-void ByteLevelBpe::add_listed_merges() {
-    merges_.reserve(model_.merges.size());
-    for (uint32_t rank = 0; rank < model_.merges.size(); ++rank) {
-        const auto [left, right] = model_.merges[rank];
+void ByteLevelBpe::add_listed_merges(const IdOf& id_of) {
+    std::vector<uint32_t> results;
+    results.reserve(model_.merges.size());
+    std::string token;
+    for (const auto& [left, right] : model_.merges) {
+        const std::string number = std::to_string(results.size());
         if (left >= model_.tokens.size() || right >= model_.tokens.size())
-            throw InputError("merge " + std::to_string(rank) +
-                             " names an id outside the vocabulary");
-        const auto found = id_of_.find(model_.tokens[left] + model_.tokens[right]);
-        if (found == id_of_.end())
-            throw InputError("merge " + std::to_string(rank) + " makes what is no token");
-        merges_.add(left, right, {rank, found->second});
+            throw InputError("merge " + number + " names an id outside the vocabulary");
+        token.assign(model_.tokens[left]).append(model_.tokens[right]);
+        const auto found = id_of.find(token);
+        if (found == id_of.end()) throw InputError("merge " + number + " makes what is no token");
+        results.push_back(found->second);
+    }
+    if (results.size() > MergeTable::kNone) throw InputError("there are too many merges");
+    merges_ = MergeTable(std::move(results));
+    for (uint32_t rank = 0; rank < model_.merges.size(); ++rank)
+        merges_.add(model_.merges[rank].first, model_.merges[rank].second, rank);
+}
+
+// What merging makes of a token's bytes alone is what it makes of them in any text where they end
+// up in one token. So a token can come from one pair only: the two symbols that are left of it when
+// all shorter tokens are known.
+void ByteLevelBpe::add_ranked_merges(const IdOf& id_of) {
+    std::vector<uint32_t> results(model_.tokens.size());
+    std::iota(results.begin(), results.end(), 0u);
+    merges_ = MergeTable(std::move(results));
+    std::vector<std::pair<std::string_view, uint32_t>> by_size(id_of.begin(), id_of.end());
+    std::sort(by_size.begin(), by_size.end(), [](const auto& a, const auto& b) {
+        return a.first.size() != b.first.size() ? a.first.size() < b.first.size()
+                                                : a.second < b.second;
+    });
+    BpeMerger merger;
+    std::vector<uint32_t> symbols;
+    for (const auto& [token, id] : by_size) {
+        if (token.size() < 2) continue;
+        symbols_of(token, symbols);
+        merger.merge(merges_, symbols);
+        if (symbols.size() == 2) merges_.add(symbols[0], symbols[1], id);
     }
 }
 
-void ByteLevelBpe::add_ranked_merges() {
-    merges_.reserve(model_.tokens.size() * 4);
-    for (const auto& [token, id] : id_of_) {
-        for (size_t cut = 1; cut < token.size(); ++cut) {
-            const auto left = id_of_.find(token.substr(0, cut));
-            if (left == id_of_.end()) continue;
-            const auto right = id_of_.find(token.substr(cut));
-            if (right != id_of_.end()) merges_.add(left->second, right->second, {id, id});
-        }
+void ByteLevelBpe::find_unmerged(const IdOf& id_of) {
+    BpeMerger merger;
+    std::vector<uint32_t> symbols;
+    for (const auto& [token, id] : id_of) {
+        symbols_of(token, symbols);
+        merger.merge(merges_, symbols);
+        if (symbols.size() != 1 || symbols[0] != id) unmerged_.emplace(token, id);
     }
+}
+
+void ByteLevelBpe::symbols_of(std::string_view text, std::vector<uint32_t>& symbols) const {
+    symbols.clear();
+    for (const char byte : text) symbols.push_back(byte_ids_[uint8_t(byte)]);
 }
 
 class ByteLevelBpeThread : public EncoderThread {
@@ -129,15 +163,14 @@ class ByteLevelBpeThread : public EncoderThread {
     }
 
     uint32_t* encode_piece(const char* text, size_t size, uint32_t* out) {
-        if (m_.model_.ignore_merges) {
-            if (const auto found = m_.id_of_.find(std::string_view(text, size));
-                found != m_.id_of_.end()) {
+        if (!m_.unmerged_.empty()) {
+            if (const auto found = m_.unmerged_.find(std::string_view(text, size));
+                found != m_.unmerged_.end()) {
                 *out = found->second;
                 return out + 1;
             }
         }
-        symbols_.clear();
-        for (size_t i = 0; i < size; ++i) symbols_.push_back(m_.byte_ids_[uint8_t(text[i])]);
+        m_.symbols_of({text, size}, symbols_);
         merger_.merge(m_.merges_, symbols_);
         return std::copy(symbols_.begin(), symbols_.end(), out);
     }

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <map>
-#include <set>
 #include <unordered_map>
 
 #include "fastllm/chunk_encoder.hpp"
@@ -73,6 +71,8 @@ std::string SentencePieceBpe::unsupported(const SentencePieceModel& model) {
     if (model.byte_fallback && !std::all_of(bytes, bytes + 256, [](bool known) { return known; }))
         return "the model falls back to bytes but lacks some of the 256 byte pieces";
     if (model.find(model.unk_piece) < 0) return "the model has no unknown piece";
+    // A character of a piece that is no piece itself takes a symbol, too; 2^20 are enough for all.
+    if (model.pieces.size() > MergeTable::kMaxSymbol / 2) return "the model has a million pieces";
     if (user_symbols && (!model.charsmap.empty() || model.remove_extra_whitespaces))
         return "the model has user-defined pieces and a normalizer";
     return "";
@@ -86,7 +86,6 @@ SentencePieceBpe::SentencePieceBpe(const SentencePieceModel& model)
       characters_(kPage) {
     if (const std::string reason = unsupported(model); !reason.empty()) throw InputError(reason);
     std::unordered_map<std::string, uint32_t> normal;
-    std::set<float, std::greater<float>> scores;
     size_t length = 0;
     for (uint32_t id = 0; id < vocab_size_; ++id) {
         const Piece& piece = model.pieces[id];
@@ -94,7 +93,6 @@ SentencePieceBpe::SentencePieceBpe(const SentencePieceModel& model)
         const bool reachable = piece.text.find(' ') == std::string::npos;
         if (piece.type == PieceType::normal && reachable) {
             normal.emplace(with_spaces(piece.text), id);
-            scores.insert(piece.score);
             length += piece.text.size();
         } else if (piece.type == PieceType::user_defined && reachable) {
             const std::string text = with_spaces(piece.text);
@@ -120,12 +118,8 @@ SentencePieceBpe::SentencePieceBpe(const SentencePieceModel& model)
     while (slots < length * 4) slots *= 2;
     pairs_.assign(slots, kNoPair);
     pairs_mask_ = slots - 1;
-    // Equal scores share a rank: then the leftmost pair wins, as in SentencePiece.
-    std::map<float, uint32_t, std::greater<float>> rank_of;
-    for (const float score : scores) rank_of.emplace(score, uint32_t(rank_of.size()));
     for (const auto& [text, id] : normal) add_piece_characters(text);
-    for (const auto& [text, id] : normal)
-        add_merges(text, id, rank_of[model.pieces[id].score], normal);
+    add_merges(model, normal);
     // A U+2581 in the text and a space are one and the same.
     const Character space = character(' ');
     character_for_write(kSpaceSymbol) = space;
@@ -167,18 +161,42 @@ void SentencePieceBpe::add_piece_characters(const std::string& text) {
     }
 }
 
-void SentencePieceBpe::add_merges(const std::string& text, uint32_t id, uint32_t rank,
+// What merging makes of a piece's characters alone is what it makes of them in any text where they
+// end up in one token. So a piece can come from one pair only: the two symbols that are left of it
+// when all shorter pieces are known.
+void SentencePieceBpe::add_merges(const SentencePieceModel& model,
                                   const std::unordered_map<std::string, uint32_t>& pieces) {
-    const auto symbol = [&](const std::string& part) {
-        if (const auto found = pieces.find(part); found != pieces.end()) return found->second;
-        const int n = utf8::length(uint8_t(part[0]));
-        return size_t(n) == part.size() ? character(utf8::decode(bytes_of(part), n)).symbol
-                                        : kUnknown;
-    };
-    for (size_t cut = size_t(utf8::length(uint8_t(text[0]))); cut < text.size();
-         cut += size_t(utf8::length(uint8_t(text[cut])))) {
-        const uint32_t left = symbol(text.substr(0, cut)), right = symbol(text.substr(cut));
-        if (left != kUnknown && right != kUnknown) merges_.add(left, right, {rank, id});
+    std::vector<std::pair<std::string_view, uint32_t>> by_size(pieces.begin(), pieces.end());
+    std::vector<uint32_t> results;
+    for (const auto& [text, id] : by_size) results.push_back(id);
+    const auto score = [&](uint32_t id) { return model.pieces[id].score; };
+    std::sort(results.begin(), results.end(), [&](uint32_t a, uint32_t b) {
+        return score(a) != score(b) ? score(a) > score(b) : a < b;
+    });
+    // Equal scores share a rank: then the leftmost pair wins, as in SentencePiece.
+    std::vector<uint32_t> ranks(results.size()), number_of(vocab_size_);
+    for (uint32_t n = 0; n < results.size(); ++n) {
+        const bool tie = n > 0 && score(results[n]) == score(results[n - 1]);
+        ranks[n] = tie ? ranks[n - 1] : n;
+        number_of[results[n]] = n;
+    }
+    merges_ = MergeTable(std::move(results), std::move(ranks));
+    std::sort(by_size.begin(), by_size.end(), [](const auto& a, const auto& b) {
+        return a.first.size() != b.first.size() ? a.first.size() < b.first.size()
+                                                : a.second < b.second;
+    });
+    BpeMerger merger;
+    std::vector<uint32_t> symbols;
+    for (const auto& [text, id] : by_size) {
+        const auto* const p = reinterpret_cast<const uint8_t*>(text.data());
+        symbols.clear();
+        for (size_t i = 0; i < text.size();) {
+            const int n = utf8::length(p[i]);
+            symbols.push_back(character(utf8::decode(p + i, n)).symbol);
+            i += size_t(n);
+        }
+        if (symbols.size() > 1) merger.merge(merges_, symbols);
+        if (symbols.size() == 2) merges_.add(symbols[0], symbols[1], number_of[id]);
     }
 }
 
