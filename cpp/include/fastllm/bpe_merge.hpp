@@ -12,8 +12,8 @@
 
 namespace fastllm {
 
-// (left symbol, right symbol) → merge, open addressing in words of eight bytes, so that the table of
-// a vocabulary stays in the processor's second cache.
+// (left symbol, right symbol) → merge, open addressing in words of eight bytes, so that the table
+// of a vocabulary stays in the processor's second cache.
 //
 // Merges are numbered by rank; merges of one rank have numbers of their own, one after another.
 class MergeTable {

@@ -43,8 +43,8 @@ class FileWriter {
 
     void write(const void* data, size_t size);
     void flush();
-    void sync();   // flush, and wait until it is on disk
-    void close();     // flush, sync and close
+    void sync();             // flush, and wait until it is on disk
+    void close();            // flush, sync and close
     void close_temporary();  // flush and close a file that need not survive a crash
     uint64_t size() const { return size_; }
     const std::string& path() const { return path_; }

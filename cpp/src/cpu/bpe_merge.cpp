@@ -90,8 +90,7 @@ void BpeMerger::merge_short(const MergeTable& table, std::vector<uint32_t>& symb
     while (true) {
         int32_t least = kNoKey;
         for (size_t i = 0; i < end; i += kLanes)
-            for (size_t lane = 0; lane < kLanes; ++lane)
-                least = std::min(least, keys[i + lane]);
+            for (size_t lane = 0; lane < kLanes; ++lane) least = std::min(least, keys[i + lane]);
         if (least == kNoKey) break;
         const size_t left = size_t(least) % kShort, right = next[left], after = next[right];
         row[left] = table.result(numbers[left]);

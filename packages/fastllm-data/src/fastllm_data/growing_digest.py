@@ -12,7 +12,7 @@ WAIT_SECONDS = 0.02
 
 
 class GrowingDigest:
-    """Hashes what is appended to a file, in a thread of its own, so that no time is left at the end.
+    """Hashes what is appended to a file in a thread of its own, so that none is left at the end.
 
     Bytes that have been written must not change afterwards.
     """
