@@ -70,7 +70,7 @@ def run(name: str, config: Config) -> str:
     finally:
         loop.read_step, loop.DeepSpeedEngine = read_step, engine
         leave_locks()  # another run of this process may go on in the folder
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 class InfiniteGradient(DeepSpeedEngine):
