@@ -19,7 +19,7 @@ PROJECTS := $(PACKAGES:%=packages/fastllm-%/pyproject.toml)
 ctest = export $(ACTIVATE) && cmake --preset $(1) && cmake --build --preset $(1) -j $(JOBS) && ctest --preset $(1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint format quickstart test-cpp test-asan test-cuda test-emulate bench gpu-check clean distclean
+.PHONY: help install test lint format quickstart test-cpp test-asan test-cuda test-emulate test-cutlass bench gpu-check clean distclean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,9 @@ test-cuda: $(VENV)/.stamp-test  ## compile the CUDA kernels; registers, spills, 
 
 test-emulate: $(VENV)/.stamp-test  ## CUDA kernels, as source, on the CPU under the checking emulator
 	$(call ctest,emulate)
+
+test-cutlass: $(VENV)/.stamp-test  ## every matrix product's PTX, float16 too, under the checker (needs nvcc; minutes)
+	$(ACTIVATE) FASTLLM_GEMM_PRESET=emulate-ptx-all $(BIN)/python -m pytest -n 0 tests/ops/test_gemm.py $(ARGS)
 
 # --- the rest ------------------------------------------------------------------------------------
 

@@ -34,19 +34,36 @@ if(FASTLLM_CUTLASS_SOURCE)
 endif()
 message(STATUS "fastllm: CUTLASS ${FASTLLM_CUTLASS_VERSION} ${FASTLLM_CUTLASS_SOURCE}")
 
-# fastllm_add_gemm(<target>): the library of GEMMs, one instance a file. NDEBUG: a device assert would
-# put a call into the kernels, which serialises their tensor instructions (ptxas C7510).
+# fastllm_add_gemm(<target>): the library of GEMMs, one instance a file; those in sm90
+# (CUTLASS 3.x, for sm_90a alone) in a library of their own. NDEBUG: a device assert would put a call into the kernels, which
+# serialises their tensor instructions (ptxas C7510).
 function(fastllm_add_gemm target)
     file(GLOB sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/src/cuda/gemm/*.cu")
-    add_library(${target} STATIC EXCLUDE_FROM_ALL ${sources})
-    target_link_libraries(${target} PUBLIC fastllm_ops)
-    target_include_directories(
-        ${target} SYSTEM
-        PRIVATE
-            "${FASTLLM_CUTLASS_SOURCE}/include"
-            "${FASTLLM_CUTLASS_SOURCE}/examples/45_dual_gemm"
-            "${FASTLLM_CUTLASS_SOURCE}/examples"
-    )
-    target_compile_definitions(${target} PRIVATE NDEBUG)
-    target_compile_options(${target} PRIVATE --expt-relaxed-constexpr)
+    file(GLOB sm90 CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/src/cuda/gemm/sm90/*.cu")
+    set(float16 1)
+    if(NOT FASTLLM_CUTLASS_FP16)
+        list(FILTER sources EXCLUDE REGEX "_fp16\\.cu$")
+        list(FILTER sm90 EXCLUDE REGEX "_fp16\\.cu$")
+        set(float16 0)
+    endif()
+    set(sm90_architecture 90a-real)
+    if(FASTLLM_EMULATE_PTX)
+        set(sm90_architecture 90a-virtual)
+    endif()
+    add_library(${target}_sm90 OBJECT EXCLUDE_FROM_ALL ${sm90})
+    add_library(${target} STATIC EXCLUDE_FROM_ALL ${sources} $<TARGET_OBJECTS:${target}_sm90>)
+    set_target_properties(${target}_sm90 PROPERTIES CUDA_ARCHITECTURES "${sm90_architecture}")
+    foreach(library IN ITEMS ${target} ${target}_sm90)
+        target_link_libraries(${library} PUBLIC fastllm_ops)
+        target_include_directories(
+            ${library} SYSTEM
+            PRIVATE
+                "${FASTLLM_CUTLASS_SOURCE}/include"
+                "${FASTLLM_CUTLASS_SOURCE}/examples/45_dual_gemm"
+                "${FASTLLM_CUTLASS_SOURCE}/examples"
+        )
+        target_compile_definitions(${library} PRIVATE NDEBUG)
+        target_compile_definitions(${library} PUBLIC FASTLLM_GEMM_FP16=${float16})
+        target_compile_options(${library} PRIVATE --expt-relaxed-constexpr)
+    endforeach()
 endfunction()

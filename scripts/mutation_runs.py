@@ -157,6 +157,16 @@ def gemm_linear_weight_grad(d: Device) -> None:
     d.core.linear_weight_grad(dy, x, d.random(n, k))
 
 
+def gemm_linear_bias_sm90(d: Device) -> None:
+    """The kernel for sm_90a: more tiles than blocks, depths below and above the pipeline's."""
+    for m, n, k in ((130, 264, 520), (67, 136, 96)):
+        x, w, b = (d.random(*shape, dtype=torch.bfloat16) for shape in ((m, k), (n, k), (n,)))
+        d.core.linear_bias(x, w, b, d.empty(m, n, dtype=torch.bfloat16))
+
+
+# The emulated device, where it is not the default.
+DEVICE_OPTIONS = {"linear_bias_sm90": {"capability": 90, "multiprocessors": 2}}
+
 GEMM_RUNS = {
     name.removeprefix("gemm_"): f for name, f in list(globals().items()) if name[:5] == "gemm_"
 }

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mutation_runs import GEMM_RUNS, RUNS, Device, load
+from mutation_runs import DEVICE_OPTIONS, GEMM_RUNS, RUNS, Device, load
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILT = ROOT / "build/emulate-ptx/python"
@@ -56,6 +56,16 @@ class Operator:
 OPERATORS = (
     Operator("barrier deleted", re.compile(r"\bbar(rier)?\.(cta\.)?sync[^;]*;"), ""),
     Operator("copy not waited for", re.compile(r"\bcp\.async\.wait_(group|all)[^;]*;"), ""),
+    Operator(
+        "mbarrier not waited for",
+        re.compile(r"\bmbarrier\.try_wait\S*\s+(\w+),[^;]*;"),
+        r"setp.eq.u32 \1, 0, 0;",
+    ),
+    Operator("arrival deleted", re.compile(r"\bmbarrier\.arrive[^;]*;"), ""),
+    Operator("proxy fence deleted", re.compile(r"\bfence\.(proxy\.async|mbarrier_init)[^;]*;"), ""),
+    Operator("wgmma fence deleted", re.compile(r"\bwgmma\.fence[^;]*;"), ""),
+    Operator("wgmma not waited for", re.compile(r"\bwgmma\.wait_group[^;]*;"), ""),
+    Operator("bulk store not waited for", re.compile(r"\bcp\.async\.bulk\.wait_group[^;]*;"), ""),
     Operator(
         "half the shuffle's lanes", re.compile(r"(\bshfl\.sync[^;]*, )[^,;]+;"), r"\g<1>65535;"
     ),
@@ -99,12 +109,13 @@ def mutants_of(core: Any, kernel: str) -> Iterator[Mutant]:
             nth += 1
 
 
-def outcome(core: Any, run: Callable[[Device], None]) -> dict[str, Any]:
+def outcome(core: Any, op: str) -> dict[str, Any]:
     """The kinds that are reported, and a digest of the values."""
+    run = RUNS.get(op) or GEMM_RUNS[op]
     kinds: set[str] = set()
     digest = ""
     for schedule in (0, 1):
-        core.set_options(schedule=schedule)
+        core.set_options(schedule=schedule, **DEVICE_OPTIONS.get(op, {}))
         torch.manual_seed(1)
         device = Device(core)
         try:
@@ -155,12 +166,12 @@ def fits(entry: dict[str, Any], op: str, mutant: Mutant) -> bool:
 
 def score(op: str, operators: str, equivalents: list[dict[str, Any]]) -> Counter[str]:
     """How many mutants came to which verdict."""
-    name, run = ("_emulated_ptx", RUNS[op]) if op in RUNS else ("_emulated_gemm", GEMM_RUNS[op])
+    name = "_emulated_ptx" if op in RUNS else "_emulated_gemm"
     (library,) = BUILT.glob(f"{name}.*.so")
     core = load(name, library)
     for text in {core.ptx_text(kernel) for kernel in core.ptx_kernels()}:
         core.load_ptx(text)  # of these kernels nothing has run yet
-    clean = outcome(core, run)
+    clean = outcome(core, op)
     allowed = {"uninit-shared"} if op in GEMM_RUNS else set[str]()
     if set(clean["kinds"]) - allowed:
         raise SystemExit(f"error: {op} as it is is reported: {clean['kinds']}")
@@ -169,7 +180,7 @@ def score(op: str, operators: str, equivalents: list[dict[str, Any]]) -> Counter
 
         def work(mutant: Mutant = mutant) -> dict[str, Any]:
             core.load_ptx(mutant.text)
-            return outcome(core, run)
+            return outcome(core, op)
 
         found = in_child(work)
         kinds = set(found["kinds"]) - allowed

@@ -1,6 +1,9 @@
 #include "fastllm/gemm.hpp"
 
+#include <pybind11/stl.h>
+
 #include <string>
+#include <vector>
 
 #include "binding.hpp"
 #include "dlpack_tensor.hpp"
@@ -141,5 +144,10 @@ FASTLLM_BINDING(gemm) {
           stream);
     m.def("grouped_linear", &grouped_linear, py::arg("x"), py::arg("w"), py::arg("offsets"),
           py::arg("y"), py::arg("workspace"), stream);
+    m.def("gemm_dtypes", [] {
+        std::vector<std::string> names = {"bfloat16"};
+        if (FASTLLM_GEMM_FP16) names.emplace_back("float16");
+        return names;
+    });
     m.def("grouped_workspace_bytes", &fastllm::cuda::grouped_workspace_bytes, py::arg("groups"));
 }

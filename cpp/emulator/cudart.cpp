@@ -38,10 +38,13 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
             *value = emulator::options().multiprocessors;
             return cudaSuccess;
         case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-            *value = 163 << 10;  // sm_80
+            *value = static_cast<int>(emulator::most_shared_memory());
             return cudaSuccess;
         case cudaDevAttrComputeCapabilityMajor:
-            *value = 8;
+            *value = emulator::options().capability / 10;
+            return cudaSuccess;
+        case cudaDevAttrComputeCapabilityMinor:
+            *value = emulator::options().capability % 10;
             return cudaSuccess;
         default:
             return cudaErrorInvalidValue;

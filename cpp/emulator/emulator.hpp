@@ -41,8 +41,12 @@ struct Options {
     bool check = true;
     // What cudaDevAttrMultiProcessorCount answers.
     int multiprocessors = 4;
+    // Which compute capability the device has: 80 or 90.
+    int capability = 80;
 };
 Options& options();
+// What a block may have of shared memory at most, of that capability.
+std::size_t most_shared_memory();
 
 // Of the last launch.
 struct Counters {

@@ -53,6 +53,8 @@ Options& options() {
     return instance;
 }
 
+std::size_t most_shared_memory() { return (options().capability >= 90 ? 227 : 163) << 10; }
+
 Counters& counters() {
     static Counters instance;
     return instance;

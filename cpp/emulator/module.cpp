@@ -136,11 +136,13 @@ PYBIND11_MODULE(FASTLLM_EMULATED_MODULE, m) {
         .def("__dlpack__", &DeviceArray::dlpack);
     m.def(
         "set_options",
-        [](unsigned schedule, bool count_transactions, bool check, int multiprocessors) {
-            emulator::options() = {schedule, count_transactions, check, multiprocessors};
+        [](unsigned schedule, bool count_transactions, bool check, int multiprocessors,
+           int capability) {
+            emulator::options() = {schedule, count_transactions, check, multiprocessors,
+                                   capability};
         },
         py::arg("schedule") = 0, py::arg("count_transactions") = false, py::arg("check") = true,
-        py::arg("multiprocessors") = 4);
+        py::arg("multiprocessors") = 4, py::arg("capability") = 80);
     m.def("counters", &counters);
     m.def("clear_counters", &emulator::clear_counters);
     m.def("reports", [] {

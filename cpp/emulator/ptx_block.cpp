@@ -14,61 +14,6 @@ namespace {
 constexpr int kTurn = 1 << 14;
 constexpr std::uint64_t kMostInstructions = std::uint64_t{1} << 31;
 
-std::uint64_t special_value(Special s, const Launch& launch, const Warp& warp, unsigned lane,
-                            uint3 index) {
-    const dim3& block = launch.block;
-    const dim3& grid = launch.grid;
-    const unsigned thread = warp.thread(lane);
-    const std::uint32_t bit = 1u << lane;
-    switch (s) {
-        case Special::kTidX:
-            return thread % block.x;
-        case Special::kTidY:
-            return thread / block.x % block.y;
-        case Special::kTidZ:
-            return thread / (block.x * block.y);
-        case Special::kNtidX:
-            return block.x;
-        case Special::kNtidY:
-            return block.y;
-        case Special::kNtidZ:
-            return block.z;
-        case Special::kCtaidX:
-            return index.x;
-        case Special::kCtaidY:
-            return index.y;
-        case Special::kCtaidZ:
-            return index.z;
-        case Special::kNctaidX:
-            return grid.x;
-        case Special::kNctaidY:
-            return grid.y;
-        case Special::kNctaidZ:
-            return grid.z;
-        case Special::kLane:
-            return lane;
-        case Special::kWarp:
-            return warp.index;
-        case Special::kWarps:
-            return (block.x * block.y * block.z + 31) / 32;
-        case Special::kMaskEq:
-            return bit;
-        case Special::kMaskLt:
-            return bit - 1;
-        case Special::kMaskLe:
-            return bit | (bit - 1);
-        case Special::kMaskGt:
-            return ~(bit | (bit - 1));
-        case Special::kMaskGe:
-            return ~(bit - 1);
-        case Special::kDynamicShared:
-            return launch.dynamic_shared;
-        case Special::kZero:
-            return 0;
-    }
-    return 0;
-}
-
 }  // namespace
 
 Block::Block(const Launch& launch)
@@ -100,7 +45,13 @@ void Block::start(Warp& warp, uint3 index) {
     warp.at_barrier = warp.passed_barrier = false;
     warp.synced = kNever;
     warp.pair_synced.clear();
-    warp.clock.assign(warps_.size(), started_);
+    warp.known.clear();
+    for (auto& lane : warp.lane_known) lane.reset();
+    for (BulkStores& stores : warp.stores) stores = BulkStores{};
+    warp.wgmma = WgmmaState{};
+    warp.wgmma.in_use.assign(program_.rows, 0);
+    warp.cluster_phase = 0;
+    warp.poll_fails = false;
     warp.fragments.assign(1, {0, warp.present, false});
     std::fill(warp.local.begin(), warp.local.end(), static_cast<unsigned char>(0xff));
     for (unsigned l = 0; l < 32; ++l) {
@@ -128,6 +79,16 @@ bool Block::run(uint3 index) {
         cells_[i].allocated = true;
     }
     for (Barrier& b : barriers_) b = Barrier{};
+    mbarriers_.clear();
+    mbarrier_agents_ = 1;  // the first is the cluster's
+    bulk_copies_.clear();
+    warpgroups_.assign((warps_.size() + 3) / 4, Warpgroup{});
+    fences_.assign(threads_, {});
+    init_fences_.assign(threads_, {});
+    cluster_ = MBarrier{};
+    cluster_.expected = cluster_.pending = threads_;
+    cluster_.agent = 3 * warp_count() + static_cast<unsigned>(warpgroups_.size());
+    failed_polls_ = 0;
     for (Warp& warp : warps_) start(warp, index);
 
     std::vector<unsigned> order(warps_.size());
@@ -145,7 +106,7 @@ bool Block::run(uint3 index) {
                 }
                 executed += static_cast<std::uint64_t>(kTurn - turn);
             }
-            if (!progress) report_stuck();
+            if (!progress && !retry_polls()) report_stuck();
             if (executed > kMostInstructions) {
                 about(warps_[0], 0);
                 report("deadlock", "the block executes more than %llu instructions",
@@ -175,6 +136,7 @@ bool Block::step(Warp& warp, int& turn) {
             lanes &= i.guard_negated ? ~holds : holds;
         }
         warp.here = fragment.lanes;
+        if (warp.wgmma.operations != 0) check_accumulators(warp, i, lanes);
         program_.reached[fragment.pc] |= lanes != 0;
         const Flow flow = lanes == 0 ? Flow::kNext : i.run(warp, i, lanes);
         if (flow == Flow::kWait) {
@@ -226,7 +188,16 @@ void Block::exit_lanes(Warp& warp, std::uint32_t lanes) {
             about(warp, l);
             report("async-copy", "returned with %zu cp.async that nothing waited for", copies);
         }
+        if (warp.stores[l].open + warp.stores[l].reading.size() > 0) {
+            about(warp, l);
+            report("async-copy", "returned with bulk stores that may still read shared memory");
+        }
     });
+    if (warp.wgmma.operations != 0) {
+        about(warp, static_cast<unsigned>(__builtin_ctz(lanes)));
+        report("wgmma", "returned with %u operations that nothing waited for",
+               warp.wgmma.operations);
+    }
     warp.exited |= lanes;
     for (Warp::Fragment& f : warp.fragments) f.waiting = f.waiting && warp.at_barrier;
     if (warp.alive() != 0) return;
@@ -240,83 +211,9 @@ void Block::exit_lanes(Warp& warp, std::uint32_t lanes) {
     }
 }
 
-Flow Block::barrier(Warp& warp, std::uint32_t lanes, unsigned id, unsigned threads, bool wait,
-                    int line, std::uint32_t yes) {
-    if (warp.passed_barrier) {
-        warp.passed_barrier = false;
-        return Flow::kNext;
-    }
-    if (lanes != warp.alive()) return Flow::kWait;
-    Barrier& b = barriers_[id];
-    const auto lane = static_cast<unsigned>(__builtin_ctz(lanes));
-    const bool whole_block = threads == 0;
-    if (whole_block && (exited_warps_ > 0 || warp.exited != 0)) {
-        about(warp, lane);
-        report("barrier-after-exit", "the barrier at line %d, after threads have returned", line);
-    }
-    if (whole_block && b.arrived > 0 && b.line != line) {
-        about(warp, lane);
-        report("divergent-barrier", "at line %d while %u warps wait at line %d", line, b.arrived,
-               b.line);
-    }
-    const auto all = static_cast<unsigned>(warps_.size());
-    b.expected = whole_block ? all - exited_warps_ : (threads + 31) / 32;
-    b.line = line;
-    b.whole_block = whole_block;
-    b.clock.resize(all, kNever);
-    for (unsigned w = 0; w < all; ++w) b.clock[w] = std::max(b.clock[w], warp.clock[w]);
-    b.clock[warp.index] = advance_time();
-    ++b.arrived;
-    b.threads += static_cast<unsigned>(__builtin_popcount(lanes));
-    b.yes += static_cast<unsigned>(__builtin_popcount(yes));
-    if (wait) {
-        b.waiting |= 1u << warp.index;
-        warp.at_barrier = true;
-    }
-    if (b.arrived >= b.expected) complete(b);
-    if (!wait) return Flow::kNext;
-    if (!warp.passed_barrier) return Flow::kWait;
-    warp.passed_barrier = false;
-    return Flow::kNext;
-}
-
-void Block::complete(Barrier& barrier) {
-    ++counters().barriers;
-    for (std::uint32_t rest = barrier.waiting; rest != 0; rest &= rest - 1) {
-        Warp& warp = warps_[static_cast<unsigned>(__builtin_ctz(rest))];
-        warp.clock = barrier.clock;
-        warp.at_barrier = false;
-        warp.passed_barrier = true;
-        warp.barrier_threads = barrier.threads;
-        warp.barrier_yes = barrier.yes;
-        for (Warp::Fragment& f : warp.fragments) f.waiting = false;
-    }
-    barrier = Barrier{};
-}
-
-void Block::sync_warp(Warp& warp, std::uint32_t lanes) {
-    const Time t = advance_time();
-    if (lanes == warp.present) {
-        warp.synced = t;
-        return;
-    }
-    warp.pair_synced.resize(32 * 32, kNever);
-    for_lanes(lanes, [&](unsigned a) {
-        for_lanes(lanes, [&](unsigned b) { warp.pair_synced[a * 32 + b] = t; });
-    });
-}
-
-bool Block::ordered(unsigned thread, unsigned other, Time when) const {
-    if (thread == other) return true;
-    const Warp& warp = warps_[thread / 32];
-    if (when < warp.clock[other / 32]) return true;
-    if (thread / 32 != other / 32) return false;
-    if (when < warp.synced) return true;
-    return !warp.pair_synced.empty() && when < warp.pair_synced[other % 32 * 32 + thread % 32];
-}
-
 // No warp can go on: says why, as precisely as it can.
 void Block::report_stuck() {
+    for (Warp& warp : warps_) report_mbarrier_wait(warp);
     for (const Warp& warp : warps_) {
         if (warp.alive() == 0 || warp.at_barrier || warp.fragments.empty()) continue;
         const Warp::Fragment& f = warp.fragments.front();
@@ -337,36 +234,6 @@ void Block::report_stuck() {
     report("deadlock", "%u of %zu warps have returned, the others wait at barriers, one at line %d",
            exited_warps_, warps_.size(), program_.code[waiting->fragments.front().pc].line);
     throw Abandoned{};
-}
-
-Flow gather(Warp& warp, const std::uint64_t* masks, std::uint32_t lanes, int line,
-            std::uint32_t& members) {
-    const auto first = static_cast<unsigned>(__builtin_ctz(lanes));
-    const Block& block = *warp.block;
-    // Lanes of another mask are another group, which executes by itself.
-    const auto mask = static_cast<std::uint32_t>(masks[first]) & warp.present;
-    for_lanes(lanes, [&](unsigned l) {
-        const auto own = static_cast<std::uint32_t>(masks[l]) & warp.present;
-        if ((own >> l & 1) == 0) {
-            block.about(warp, l);
-            report("warp-mask", "lane %u is not in its own mask %08x at line %d", l, own, line);
-            throw Abandoned{};
-        }
-        if (own != mask && (own & mask) != 0) {
-            block.about(warp, l);
-            report("warp-mask", "masks %08x and %08x overlap at line %d", mask, own, line);
-            throw Abandoned{};
-        }
-    });
-    if ((mask & warp.exited) != 0) {
-        block.about(warp, first);
-        report("warp-mask", "mask %08x names lanes %08x that have returned, at line %d", mask,
-               mask & warp.exited, line);
-    }
-    members = mask & ~warp.exited;
-    if ((members & ~lanes) != 0) return Flow::kWait;
-    ++counters().warp_operations;
-    return Flow::kNext;
 }
 
 }  // namespace emulator::ptx

@@ -14,11 +14,14 @@ namespace emulator::ptx {
 // The access being checked: its bytes share one report per kind.
 class Block::Check {
   public:
-    Check(const Block& block, const Warp& warp, unsigned lane, Access kind, bool shared, int line)
+    // `accessor`: the thread, or in its place an agent that acts for it.
+    Check(const Block& block, const Warp& warp, unsigned lane, unsigned accessor, Access kind,
+          bool shared, int line)
         : block_(block),
           warp_(warp),
           lane_(lane),
-          thread_(warp.thread(lane)),
+          thread_(accessor),
+          asynchronous_(accessor != warp.thread(lane)),
           kind_(kind),
           shared_(shared),
           line_(line) {}
@@ -45,14 +48,29 @@ class Block::Check {
             report(what, "%s at line %d after a %s by another block of this launch", verb(), line_,
                    earlier);
         } else {
-            report(what, "%s at line %d after a %s by thread %u, with no barrier between", verb(),
-                   line_, earlier, other);
+            report(what, "%s at line %d after a %s by %s, with nothing between that orders them",
+                   verb(), line_, earlier, block_.who(other).c_str());
         }
+    }
+
+    // What an ordinary write left must be fenced before the asynchronous proxy may see it.
+    void require_fence(const Cell& cell) {
+        if (!asynchronous_ || fence_reported_ || cell.written < block_.started_ ||
+            cell.writer / 32u >= block_.warp_count() ||
+            block_.fenced(warp_, lane_, cell.writer, cell.written)) {
+            return;
+        }
+        fence_reported_ = true;
+        block_.about(warp_, lane_);
+        report(
+            "proxy-fence",
+            "asynchronous %s at line %d, %s, of what %s wrote, with no fence.proxy.async between",
+            verb(), line_, block_.opcode_at(line_), block_.who(cell.writer).c_str());
     }
 
     void against(const char* earlier, Time when, unsigned other) {
         if (when == kNever || when < (shared_ ? block_.started_ : launch_started())) return;
-        if (when < block_.started_ || !block_.ordered(thread_, other, when)) {
+        if (when < block_.started_ || !block_.ordered(warp_, lane_, other, when)) {
             race(earlier, when, other);
         }
     }
@@ -60,6 +78,7 @@ class Block::Check {
     void write(Cell& cell) {
         const bool atomic = kind_ == Access::kAtomic;
         if (!atomic || !cell.atomically) against("write", cell.written, cell.writer);
+        if (cell.written != kNever) require_fence(cell);
         against("read", cell.read[0], cell.reader[0]);
         against("read", cell.read[1], cell.reader[1]);
         if (!shared_ && (cell.written == kNever || cell.written < launch_started())) {
@@ -72,6 +91,7 @@ class Block::Check {
 
     void read(Cell& cell) {
         against("write", cell.written, cell.writer);
+        if (cell.written != kNever) require_fence(cell);
         const auto me = static_cast<std::uint16_t>(thread_);
         if (cell.written == kNever) {
             if (!uninitialised_reported_) {
@@ -107,10 +127,12 @@ class Block::Check {
     const Warp& warp_;
     unsigned lane_;
     unsigned thread_;
+    bool asynchronous_;
     Access kind_;
     bool shared_;
     int line_;
     bool race_reported_ = false;
+    bool fence_reported_ = false;
     bool uninitialised_reported_ = false;
 };
 
@@ -133,7 +155,8 @@ const char* Block::opcode_at(int line) const {
 }
 
 unsigned char* Block::reach_global(Warp& warp, unsigned lane, std::uint64_t address,
-                                   std::size_t bytes, Access kind, int line) {
+                                   std::size_t bytes, Access kind, int line, unsigned accessor,
+                                   std::size_t alignment) {
     auto* p = reinterpret_cast<unsigned char*>(address);
     const DeviceBuffer* nearest = nullptr;
     DeviceBuffer* buffer = find_buffer(p, bytes, &nearest);
@@ -146,20 +169,20 @@ unsigned char* Block::reach_global(Warp& warp, unsigned lane, std::uint64_t addr
                known ? nearest->bytes : std::size_t{0});
         throw Abandoned{};
     }
-    if (address % bytes != 0) {
+    if (address % alignment != 0) {
         about(warp, lane);
         refuse_address("misaligned", "global", address, bytes, line);
     }
     if (!options().check) return p;
     Counters& c = counters();
     (kind == Access::kRead ? c.read_bytes : c.written_bytes) += bytes;
-    Check(*this, warp, lane, kind, false, line)
+    Check(*this, warp, lane, accessor, kind, false, line)
         .run(buffer->cells.data() + (p - buffer->base), bytes);
     return p;
 }
 
 unsigned char* Block::reach_shared(Warp& warp, unsigned lane, std::uint64_t address,
-                                   std::size_t bytes, Access kind, int line) {
+                                   std::size_t bytes, Access kind, int line, unsigned accessor) {
     if (bytes > shared_.size() || address > shared_.size() - bytes || !cells_[address].allocated ||
         !cells_[address + bytes - 1].allocated) {
         about(warp, lane);
@@ -174,11 +197,11 @@ unsigned char* Block::reach_shared(Warp& warp, unsigned lane, std::uint64_t addr
         if (in_flight_[address + i] == 0) continue;
         about(warp, lane);
         report("async-copy",
-               "%s at line %d of shared memory that a cp.async of thread %u is still to write",
+               "%s at line %d of shared memory that a copy of thread %u is still to write",
                kind == Access::kRead ? "read" : "write", line, in_flight_[address + i] - 1u);
         break;
     }
-    Check(*this, warp, lane, kind, true, line).run(cells_.data() + address, bytes);
+    Check(*this, warp, lane, accessor, kind, true, line).run(cells_.data() + address, bytes);
     return shared_.data() + address;
 }
 
@@ -205,9 +228,9 @@ unsigned char* Block::reach(Warp& warp, unsigned lane, Space space, std::uint64_
     switch (space) {
         case Space::kGlobal:
         case Space::kGeneric:
-            return reach_global(warp, lane, address, bytes, kind, line);
+            return reach_global(warp, lane, address, bytes, kind, line, warp.thread(lane), bytes);
         case Space::kShared:
-            return reach_shared(warp, lane, address, bytes, kind, line);
+            return reach_shared(warp, lane, address, bytes, kind, line, warp.thread(lane));
         case Space::kLocal: {
             const std::size_t each = program_.kernel->local_bytes;
             if (bytes > each || address > each - bytes || address % bytes != 0) {
@@ -228,81 +251,25 @@ unsigned char* Block::reach(Warp& warp, unsigned lane, Space space, std::uint64_
     return nullptr;
 }
 
-namespace {
-
-// Distinct units of `size` bytes that the accesses touch; sorted in `units`.
-void distinct_units(const std::uint64_t* addresses, std::size_t count, std::size_t bytes,
-                    std::uint64_t size, std::vector<std::uint64_t>& units) {
-    units.clear();
-    for (std::size_t i = 0; i < count; ++i) {
-        const std::uint64_t last = (addresses[i] + bytes - 1) / size;
-        for (std::uint64_t u = addresses[i] / size; u <= last; ++u) units.push_back(u);
+unsigned char* Block::reach_async(Warp& warp, unsigned lane, Space space, std::uint64_t address,
+                                  std::size_t bytes, Access kind, int line, unsigned agent) {
+    if (space == Space::kShared) {
+        return reach_shared(warp, lane, address, bytes, kind, line, agent * 32);
     }
-    std::sort(units.begin(), units.end());
-    units.erase(std::unique(units.begin(), units.end()), units.end());
+    return reach_global(warp, lane, address, bytes, kind, line, agent * 32, 1);
 }
 
-}  // namespace
-
-void Block::count(Space space, const std::uint64_t* addresses, std::uint32_t lanes,
-                  std::size_t bytes) {
-    if (!options().count_transactions || !options().check) return;
-    std::uint64_t at[32];
-    std::size_t n = 0;
-    for_lanes(lanes, [&](unsigned l) { at[n++] = addresses[l]; });
-    if (space == Space::kGeneric) {
-        const std::uint64_t window = at[0] & kWindowMask;
-        space = window == 0 ? Space::kGlobal : window == kSharedWindow ? Space::kShared : space;
+std::string Block::who(unsigned thread) const {
+    const unsigned agent = thread / 32;
+    const unsigned warps = warp_count();
+    if (agent < warps) return "thread " + std::to_string(thread);
+    if (agent < 3 * warps) return "a bulk store of warp " + std::to_string((agent - warps) % warps);
+    const unsigned group = agent - 3 * warps;
+    if (group < warpgroups_.size()) return "wgmma of warpgroup " + std::to_string(group);
+    for (const auto& [at, barrier] : mbarriers_) {
+        if (barrier.agent == agent) return "a bulk copy to the mbarrier at " + std::to_string(at);
     }
-    std::vector<std::uint64_t> units;
-    if (space == Space::kGlobal) {
-        constexpr std::uint64_t kSector = 32;
-        distinct_units(at, n, bytes, kSector, units);
-        counters().sectors += units.size();
-        counters().min_sectors += std::min<std::uint64_t>(units.size(), (n * bytes + 31) / kSector);
-    } else if (space == Space::kShared) {
-        // 32 banks of 4 bytes. Lanes that access 8 or 16 bytes are served by half or quarter warps.
-        const std::size_t together = bytes >= 16 ? 8 : bytes == 8 ? 16 : 32;
-        for (std::size_t begin = 0; begin < n; begin += together) {
-            distinct_units(at + begin, std::min(together, n - begin), bytes, 4, units);
-            std::uint64_t of_bank[32] = {};
-            std::uint64_t passes = 0;
-            for (const std::uint64_t u : units) passes = std::max(passes, ++of_bank[u % 32]);
-            counters().wavefronts += passes;
-            counters().min_wavefronts += (units.size() + 31) / 32;
-        }
-    }
-}
-
-void Block::issue_copy(Warp& warp, unsigned lane, const PendingCopy& copy) {
-    // The write may happen from now on, so it must be ordered after what others did there.
-    reach_shared(warp, lane, copy.to, copy.bytes, Access::kWrite, copy.line);
-    if (copy.from_bytes > 0) {
-        // Read in pieces that are aligned as the whole is.
-        std::size_t piece = copy.from_bytes;
-        while (copy.from_bytes % piece != 0 || (piece & (piece - 1)) != 0) --piece;
-        for (std::size_t i = 0; i < copy.from_bytes; i += piece) {
-            reach(warp, lane, Space::kGeneric, copy.from + i, piece, Access::kRead, copy.line);
-        }
-    }
-    const auto owner = static_cast<std::uint16_t>(warp.thread(lane) + 1);
-    std::fill_n(in_flight_.begin() + copy.to, copy.bytes, owner);
-    warp.open[lane].push_back(copy);
-}
-
-void Block::deliver(Warp& warp, unsigned lane, const std::vector<PendingCopy>& copies) {
-    for (const PendingCopy& copy : copies) {
-        unsigned char* to = shared_.data() + copy.to;
-        std::memset(to, 0, copy.bytes);
-        if (copy.from_bytes > 0) {
-            std::memcpy(to, reinterpret_cast<const void*>(copy.from), copy.from_bytes);
-        }
-        for (std::size_t i = 0; i < copy.bytes; ++i) {
-            cells_[copy.to + i].written = now();
-            cells_[copy.to + i].writer = static_cast<std::uint16_t>(warp.thread(lane));
-            in_flight_[copy.to + i] = 0;
-        }
-    }
+    return "a bulk copy";
 }
 
 }  // namespace emulator::ptx

@@ -142,7 +142,9 @@ cudaError_t cudaLaunchKernel(const void* host, dim3 grid, dim3 block, void** arg
 
 cudaError_t cudaFuncSetAttribute(const void* host, cudaFuncAttribute attribute, int value) {
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaErrorInvalidValue;
-    if (value < 0 || value > (163 << 10)) return cudaErrorInvalidValue;
+    if (value < 0 || static_cast<std::size_t>(value) > emulator::most_shared_memory()) {
+        return cudaErrorInvalidValue;
+    }
     functions()[host].most_dynamic_shared = static_cast<std::size_t>(value);
     return cudaSuccess;
 }

@@ -37,6 +37,18 @@ constexpr std::pair<std::string_view, Special> kSpecials[] = {
     {"%clock64", Special::kZero},
     {"%globaltimer", Special::kZero},
     {"%smid", Special::kZero},
+    // Every cluster is of one block.
+    {"%cluster_ctaid.x", Special::kZero},
+    {"%cluster_ctaid.y", Special::kZero},
+    {"%cluster_ctaid.z", Special::kZero},
+    {"%cluster_ctarank", Special::kZero},
+    {"%is_explicit_cluster", Special::kZero},
+    {"%clusterid.x", Special::kCtaidX},
+    {"%clusterid.y", Special::kCtaidY},
+    {"%clusterid.z", Special::kCtaidZ},
+    {"%nclusterid.x", Special::kNctaidX},
+    {"%nclusterid.y", Special::kNctaidY},
+    {"%nclusterid.z", Special::kNctaidZ},
 };
 
 class Decoder final : public Decoding {
@@ -116,6 +128,7 @@ class Decoder final : public Decoding {
             if (name == text) return special_row(special);
         }
         if (text == "WARP_SZ") return constant(32);
+        if (text.rfind("%cluster_ncta", 0) == 0) return constant(1);
         std::uint64_t value = 0;
         if (number(text, value) || symbol(text, value)) return constant(value);
         refuse();
@@ -249,6 +262,8 @@ class Decoder final : public Decoding {
             program_->shared_bytes += v.bytes;
             used += v.bytes;
         }
+        // Swizzled tiles of sm_90 begin at multiples of 1024, where dynamic memory does, too.
+        if (module_.architecture >= 90) alignment = std::max<std::size_t>(alignment, 1024);
         program_->dynamic_offset = round_up(used + kGap, alignment);
         for (const Variable& v : kernel_.shared) {
             if (v.dynamic) shared_offsets_[v.name] = program_->dynamic_offset;
@@ -272,7 +287,9 @@ class Decoder final : public Decoding {
             decode_arithmetic(opcode, *this, out) || decode_bits(opcode, *this, out) ||
             decode_move(opcode, *this, out) || decode_conversion(opcode, *this, out) ||
             decode_memory(opcode, *this, out) || decode_async_copy(opcode, *this, out) ||
-            decode_warp(opcode, *this, out) || decode_matrix(opcode, *this, out);
+            decode_warp(opcode, *this, out) || decode_matrix(opcode, *this, out) ||
+            decode_mbarrier(opcode, *this, out) || decode_cluster(opcode, *this, out) ||
+            decode_wgmma(opcode, *this, out);
         if (!known || !modifiers_.empty()) refuse();
         if (!s.guard.empty()) {
             out.guard = source(s.guard);

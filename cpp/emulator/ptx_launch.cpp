@@ -57,7 +57,7 @@ std::string short_name(const std::string& mangled) {
 }
 
 bool valid(const Launch& launch, const Kernel& kernel) {
-    constexpr std::size_t kMostShared = 163 << 10;  // of a block on sm_80
+    const std::size_t most_shared = most_shared_memory();
     const dim3& grid = launch.grid;
     const dim3& block = launch.block;
     const std::uint64_t threads = std::uint64_t{block.x} * block.y * block.z;
@@ -72,7 +72,7 @@ bool valid(const Launch& launch, const Kernel& kernel) {
                kernel.required_threads);
         return false;
     }
-    if (launch.program->shared_bytes + launch.dynamic_shared > kMostShared) {
+    if (launch.program->shared_bytes + launch.dynamic_shared > most_shared) {
         report("launch", "%zu bytes of shared memory",
                launch.program->shared_bytes + launch.dynamic_shared);
         return false;

@@ -10,9 +10,14 @@
 
 #include <cstdint>
 #include <deque>
+#include <map>
+#include <memory>
 #include <random>
+#include <string>
 #include <vector>
 
+#include "ptx_async.hpp"
+#include "ptx_clock.hpp"
 #include "ptx_program.hpp"
 #include "shadow.hpp"
 
@@ -75,10 +80,15 @@ class Warp {
     unsigned barrier_yes = 0;
     Time synced = kNever;           // the last bar.warp.sync of all lanes
     std::vector<Time> pair_synced;  // of two lanes, where it was for a part of the warp; 32 x 32
-    std::vector<Time> clock;        // vector clock: what this warp knows of each
+    Knowledge known;                // what all lanes know of others
+    std::unique_ptr<Knowledge> lane_known[32];  // what one lane alone knows beyond that
     std::vector<unsigned char> local;
     std::vector<PendingCopy> open[32];  // cp.async since the last commit
     std::deque<std::vector<PendingCopy>> groups[32];
+    BulkStores stores[32];
+    WgmmaState wgmma;
+    std::uint64_t cluster_phase = 0;  // of barrier.cluster, when it arrived
+    bool poll_fails = false;          // its mbarrier wait is to return without success
 };
 
 class Block {
@@ -98,6 +108,41 @@ class Block {
     Flow barrier(Warp& warp, std::uint32_t lanes, unsigned id, unsigned threads, bool wait,
                  int line, std::uint32_t yes = 0);
     void sync_warp(Warp& warp, std::uint32_t lanes);
+    // What others learn from lanes that release, and what lanes learn that acquire it.
+    Knowledge released_by(Warp& warp, std::uint32_t lanes);
+    void acquire(Warp& warp, std::uint32_t lanes, const Knowledge& knowledge);
+    // Whether what thread `other` (or another agent) did at `when` is ordered before what this
+    // thread does now; and whether the asynchronous proxy sees it.
+    bool ordered(const Warp& warp, unsigned lane, unsigned other, Time when) const;
+    bool fenced(const Warp& warp, unsigned lane, unsigned writer, Time when) const;
+
+    // --- sm_90, ptx_async.cpp
+    void fence_proxy(Warp& warp, std::uint32_t lanes);
+    void fence_mbarrier_init(Warp& warp, std::uint32_t lanes);
+    void init_mbarrier(Warp& warp, unsigned lane, std::uint32_t at, unsigned count, int line);
+    // The mbarrier at an address; a report, and no return, where there is none.
+    MBarrier& mbarrier(Warp& warp, unsigned lane, std::uint32_t at, int line);
+    void arrive(Warp& warp, unsigned lane, std::uint32_t at, unsigned count, std::int64_t bytes,
+                const Knowledge& knowledge, int line);
+    void complete_bytes(MBarrier& barrier, std::int64_t bytes);
+    // Delivers copies that complete on this mbarrier until its phase is not `phase` any more.
+    void deliver_bulk(std::uint32_t at, std::uint64_t phase);
+    void issue_bulk(Warp& warp, unsigned lane, BulkCopy copy);
+    // A piece that a bulk store reads from shared memory and writes to global memory.
+    void store_bulk(Warp& warp, unsigned lane, const CopyPiece& piece, int line);
+    // As reach(), for an access that happens beside the thread that asks for it.
+    unsigned char* reach_async(Warp& warp, unsigned lane, Space space, std::uint64_t address,
+                               std::size_t bytes, Access kind, int line, unsigned agent);
+    unsigned agent_of_store_reads(const Warp& w) const { return warp_count() + w.index; }
+    unsigned agent_of_store_writes(const Warp& w) const { return 2 * warp_count() + w.index; }
+    unsigned agent_of_wgmma(const Warp& w) const { return 3 * warp_count() + w.index / 4; }
+    Flow commit_wgmma(Warp& warp, int line);
+    // Whether all warps have committed so many groups.
+    bool wgmma_complete(const Warp& warp, std::uint64_t groups, Time& when) const;
+    Flow cluster_barrier(Warp& warp, std::uint32_t lanes, bool arrive, int line);
+    unsigned warp_count() const { return static_cast<unsigned>(warps_.size()); }
+    // Lets every warp look again at what it waits for.
+    void wake();
     void issue_copy(Warp& warp, unsigned lane, const PendingCopy& copy);
     void deliver(Warp& warp, unsigned lane, const std::vector<PendingCopy>& copies);
 
@@ -116,7 +161,7 @@ class Block {
         unsigned yes = 0;  // threads whose predicate holds
         int line = 0;
         bool whole_block = false;
-        std::vector<Time> clock;  // what those that arrived know
+        Knowledge knowledge;  // of those that arrived
     };
     class Check;
 
@@ -126,11 +171,15 @@ class Block {
     void exit_lanes(Warp& warp, std::uint32_t lanes);
     void complete(Barrier& barrier);
     [[noreturn]] void report_stuck();
-    bool ordered(unsigned thread, unsigned other, Time when) const;
+    bool retry_polls();
+    // Reports, and gives up, if the warp waits for an mbarrier.
+    void report_mbarrier_wait(Warp& warp);
+    void check_accumulators(Warp& warp, const Instruction& instruction, std::uint32_t lanes);
+    std::string who(unsigned thread) const;
     unsigned char* reach_global(Warp& warp, unsigned lane, std::uint64_t address, std::size_t bytes,
-                                Access kind, int line);
+                                Access kind, int line, unsigned accessor, std::size_t alignment);
     unsigned char* reach_shared(Warp& warp, unsigned lane, std::uint64_t address, std::size_t bytes,
-                                Access kind, int line);
+                                Access kind, int line, unsigned accessor);
 
     const Launch& launch_;
     Program& program_;
@@ -140,11 +189,22 @@ class Block {
     std::vector<Cell> cells_;               // of shared memory
     std::vector<std::uint16_t> in_flight_;  // shared bytes that a cp.async will write: thread + 1
     Barrier barriers_[16];
+    std::map<std::uint32_t, MBarrier> mbarriers_;  // by address
+    unsigned mbarrier_agents_ = 0;
+    std::deque<BulkCopy> bulk_copies_;
+    std::vector<Warpgroup> warpgroups_;
+    std::vector<std::vector<Time>> fences_;       // fence.proxy.async of each thread
+    std::vector<std::vector<Time>> init_fences_;  // fence.mbarrier_init
+    MBarrier cluster_;
+    unsigned failed_polls_ = 0;  // in a row, with nothing in between that could help
     unsigned exited_warps_ = 0;
     Time started_ = kNever;
     uint3 index_{};
     std::mt19937 random_;
 };
+
+std::uint64_t special_value(Special special, const Launch& launch, const Warp& warp, unsigned lane,
+                            uint3 block);
 
 // Lanes of a warp-wide operation whose member mask is in `masks`: kNext when all are here, kWait
 // when some are still to come. Reports masks that do not fit.

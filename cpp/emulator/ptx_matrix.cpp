@@ -1,4 +1,4 @@
-// mma.sync and ldmatrix.
+// mma.sync, ldmatrix and stmatrix.
 //
 // Products of 16-bit floats are exact in float32; they are summed in float64 and rounded once,
 // which is not what tensor cores do bit for bit (they truncate), but is within their error.
@@ -163,6 +163,45 @@ void matrix_load(Decoding& d, Instruction& out) {
     out.run = &load_matrix;
 }
 
+// rows: the address, then the sources, one per 8x8 matrix. detail 1: transposed.
+Flow store_matrix(Warp& w, const Instruction& i, std::uint32_t lanes) {
+    if (whole_warp(w, i, lanes) == Flow::kWait) return Flow::kWait;
+    const std::uint64_t* base = w.row(i.rows[0]);
+    const unsigned takers = 8u * i.elements;  // lanes whose address counts, one row each
+    std::uint64_t addresses[32];
+    for (unsigned l = 0; l < takers; ++l) {
+        addresses[l] = base[l] + static_cast<std::uint64_t>(i.offset);
+        std::uint16_t row[8];
+        for (unsigned c = 0; c < 8; ++c) {
+            const unsigned r = l % 8;
+            const unsigned lane = i.detail != 0 ? c * 4 + r / 2 : r * 4 + c / 2;
+            const unsigned half = i.detail != 0 ? r % 2 : c % 2;
+            row[c] = static_cast<std::uint16_t>(w.row(i.rows[1 + l / 8])[lane] >> (16 * half));
+        }
+        std::memcpy(w.block->reach(w, l, Space::kShared, addresses[l], 16, Access::kWrite, i.line),
+                    row, 16);
+    }
+    w.block->count(Space::kShared, addresses, takers == 32 ? kAllLanes : (1u << takers) - 1, 16);
+    return Flow::kNext;
+}
+
+void matrix_store(Decoding& d, Instruction& out) {
+    if (!d.take("sync")) d.refuse();
+    d.take("aligned");
+    if (!d.take("m8n8")) d.refuse();
+    const std::string count = d.take_any({"x1", "x2", "x4"});
+    out.detail = d.take("trans");
+    if (count.empty() || d.take_any({"shared", "shared::cta"}).empty() ||
+        !(d.take_type() == Type{'b', 16, false})) {
+        d.refuse();
+    }
+    require_operands(d, 2);
+    out.elements = static_cast<std::uint8_t>(count[1] - '0');
+    d.address(d.operand(0), out, 0);
+    if (vector_rows(d, d.operand(1), false, out, 1) != out.elements + 1u) d.refuse();
+    out.run = &store_matrix;
+}
+
 }  // namespace
 
 bool decode_matrix(std::string_view opcode, Decoding& d, Instruction& out) {
@@ -170,6 +209,8 @@ bool decode_matrix(std::string_view opcode, Decoding& d, Instruction& out) {
         matrix_multiply(d, out);
     else if (opcode == "ldmatrix")
         matrix_load(d, out);
+    else if (opcode == "stmatrix")
+        matrix_store(d, out);
     else
         return false;
     return true;

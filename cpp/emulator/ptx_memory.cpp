@@ -268,6 +268,10 @@ Flow wait_for_copies(Warp& w, const Instruction& i, std::uint32_t lanes) {
 
 bool decode_async_copy(std::string_view opcode, Decoding& d, Instruction& out) {
     if (opcode != "cp" || !d.take("async")) return false;
+    if (d.take("bulk")) {
+        decode_bulk_copy(d, out);
+        return true;
+    }
     if (d.take("commit_group")) {
         out.run = &commit_copies;
         return true;
@@ -304,10 +308,9 @@ bool decode_memory(std::string_view opcode, Decoding& d, Instruction& out) {
         atomic_operation(d, out, true);
     else if (opcode == "red")
         atomic_operation(d, out, false);
-    else if (opcode == "membar" || opcode == "fence" || opcode == "prefetch") {
+    else if (opcode == "membar" || opcode == "prefetch") {
         // Memory is sequentially consistent here; fences order nothing for the checker.
-        while (!d.take_any({"sc", "acq_rel", "cta", "gl", "gpu", "sys", "global", "L1", "L2"})
-                    .empty()) {
+        while (!d.take_any({"cta", "gl", "sys", "global", "L1", "L2", "tensormap"}).empty()) {
         }
         out.run = [](Warp&, const Instruction&, std::uint32_t) { return Flow::kNext; };
     } else {

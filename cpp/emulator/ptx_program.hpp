@@ -33,10 +33,17 @@ using Row = std::uint16_t;
 inline constexpr Row kNoRow = 0xffff;
 
 struct Instruction {
+    static constexpr std::array<Row, 20> no_rows() {
+        std::array<Row, 20> none{};
+        for (Row& row : none) row = kNoRow;
+        return none;
+    }
     Handler run = nullptr;
-    std::array<Row, 20> rows{};  // destinations first, then sources, in the order of the text
-    std::int64_t offset = 0;     // of an address operand
-    std::uint32_t target = 0;    // of a branch
+    // Destinations first, then sources, in the order of the text.
+    std::array<Row, 20> rows = no_rows();
+    std::vector<Row> accumulators;  // of wgmma
+    std::int64_t offset = 0;        // of an address operand
+    std::uint32_t target = 0;       // of a branch
     int line = 0;
     Row guard = kNoRow;
     bool guard_negated = false;
@@ -109,5 +116,9 @@ bool decode_memory(std::string_view opcode, Decoding& d, Instruction& out);
 bool decode_async_copy(std::string_view opcode, Decoding& d, Instruction& out);
 bool decode_warp(std::string_view opcode, Decoding& d, Instruction& out);
 bool decode_matrix(std::string_view opcode, Decoding& d, Instruction& out);
+bool decode_mbarrier(std::string_view opcode, Decoding& d, Instruction& out);
+bool decode_wgmma(std::string_view opcode, Decoding& d, Instruction& out);
+bool decode_cluster(std::string_view opcode, Decoding& d, Instruction& out);
+void decode_bulk_copy(Decoding& d, Instruction& out);  // cp.async.bulk, after these words
 
 }  // namespace emulator::ptx

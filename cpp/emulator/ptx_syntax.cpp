@@ -30,8 +30,12 @@ class Parser {
     void run(Module& module) {
         for (skip(); !at_end(); skip()) {
             const std::string_view word = next_word();
-            if (word == ".version" || word == ".target" || word == ".address_size" ||
-                word == ".file") {
+            if (word == ".target") {
+                const std::string target(next_word());  // sm_80, sm_90a
+                if (target.rfind("sm_", 0) != 0) refuse("target " + target);
+                module.architecture = std::atoi(target.c_str() + 3);
+                skip_line();
+            } else if (word == ".version" || word == ".address_size" || word == ".file") {
                 skip_line();
             } else if (word == ".visible" || word == ".weak" || word == ".extern" ||
                        word == ".common") {

@@ -71,6 +71,7 @@ struct Module {
     std::string text;
     std::vector<std::unique_ptr<Kernel>> kernels;
     std::vector<Variable> variables;  // .global and .const
+    int architecture = 0;             // 90 of sm_90a
 };
 
 // Throws Unsupported.

@@ -156,6 +156,18 @@ void block_barrier(Decoding& d, Instruction& out) {
         out.run = &sync_warp;
         return;
     }
+    if (d.take("cluster")) {
+        const bool arrives = d.take("arrive");
+        if (!arrives && !d.take("wait")) d.refuse();
+        while (!d.take_any({"release", "relaxed", "acquire", "aligned"}).empty()) {
+        }
+        require_operands(d, 0);
+        out.detail = arrives;
+        out.run = [](Warp& w, const Instruction& i, std::uint32_t lanes) {
+            return w.block->cluster_barrier(w, lanes, i.detail != 0, i.line);
+        };
+        return;
+    }
     d.take("cta");
     if (d.take("red")) {
         const std::string what = d.take_any({"and", "or", "popc"});

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -163,7 +164,10 @@ def emulated_ptx_module() -> ModuleType:
 def emulated_gemm_module() -> ModuleType:
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc on PATH, so there is no PTX to emulate")
-    return _load("_emulated_gemm", _build_emulator("emulate-ptx", "_emulated_gemm"))
+    preset = os.environ.get(
+        "FASTLLM_GEMM_PRESET", "emulate-ptx"
+    )  # `make test-cutlass`: all of them
+    return _load("_emulated_gemm", _build_emulator(preset, "_emulated_gemm"))
 
 
 @pytest.fixture

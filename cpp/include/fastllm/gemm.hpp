@@ -1,4 +1,5 @@
-// Matrix products with fused epilogues on tensor cores (CUTLASS 2.x, sm_80 and later).
+// Matrix products with fused epilogues on tensor cores: CUTLASS 2.x for sm_80 and later, and, for
+// linear_bias where the device is an sm_90, a warp-specialised kernel of CUTLASS 3.x.
 //
 // Matrices are dense and row-major, of `dtype` (bfloat16 or float16), with float32 accumulation; a
 // weight is (out, in), as torch.nn.Linear keeps it. `n` and `k` are multiples of 8 and every

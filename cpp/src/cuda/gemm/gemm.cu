@@ -29,55 +29,76 @@ void require(const char* op, std::int64_t m, std::int64_t n, std::int64_t k,
     }
 }
 
+// Whether the current device runs the instances of sm_90a.
+bool on_sm90() {
+    int device = 0;
+    int major = 0;
+    check(cudaGetDevice(&device), "cudaGetDevice");
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+          "cudaDeviceGetAttribute");
+    return major == 9;
+}
+
+#if FASTLLM_GEMM_FP16
+#define INSTANCES(function) {function<cutlass::bfloat16_t>, function<cutlass::half_t>}
+#else
+#define INSTANCES(function) {function<cutlass::bfloat16_t>, nullptr}
+#endif
+
 template <class Args>
-void dispatch(const char* op, void (*bf16)(const Args&, void*), void (*fp16)(const Args&, void*),
-              const Args& args, void* stream) {
+struct Instances {
+    void (*bf16)(const Args&, void*);
+    void (*fp16)(const Args&, void*);
+};
+
+template <class Args>
+void dispatch(const char* op, const Instances<Args>& instances, const Args& args, void* stream) {
     switch (args.dtype) {
         case DType::kBFloat16:
-            return bf16(args, stream);
+            return instances.bf16(args, stream);
         case DType::kFloat16:
-            return fp16(args, stream);
+            if (instances.fp16 != nullptr) return instances.fp16(args, stream);
+            throw std::invalid_argument(std::string(op) + ": built without float16");
         case DType::kFloat32:
             break;
     }
     throw std::invalid_argument(std::string(op) + ": float32, expected bfloat16 or float16");
 }
 
-using bf16 = cutlass::bfloat16_t;
-using fp16 = cutlass::half_t;
-
 }  // namespace
 
 void linear_bias(const LinearBias& a, void* stream) {
     require("linear_bias", a.m, a.n, a.k, {a.x, a.w, a.bias, a.y});
     if (a.m == 0) return;
-    dispatch("linear_bias", &gemm::linear_bias<bf16>, &gemm::linear_bias<fp16>, a, stream);
+    if (on_sm90()) {
+        return dispatch<LinearBias>("linear_bias", INSTANCES(gemm::linear_bias_sm90), a, stream);
+    }
+    dispatch<LinearBias>("linear_bias", INSTANCES(gemm::linear_bias), a, stream);
 }
 
 void linear_bias_gelu(const LinearBiasGelu& a, void* stream) {
     require("linear_bias_gelu", a.m, a.n, a.k, {a.x, a.w, a.bias, a.y, a.pre});
     if (a.m == 0) return;
-    dispatch("linear_bias_gelu", &gemm::linear_bias_gelu<bf16>, &gemm::linear_bias_gelu<fp16>, a,
-             stream);
+    dispatch<LinearBiasGelu>("linear_bias_gelu", INSTANCES(gemm::linear_bias_gelu), a, stream);
 }
 
 void linear_swiglu(const LinearSwiglu& a, void* stream) {
     require("linear_swiglu", a.m, a.n, a.k, {a.x, a.wg, a.wu, a.gate, a.up, a.y});
     if (a.m == 0) return;
-    dispatch("linear_swiglu", &gemm::linear_swiglu<bf16>, &gemm::linear_swiglu<fp16>, a, stream);
+    dispatch<LinearSwiglu>("linear_swiglu", INSTANCES(gemm::linear_swiglu), a, stream);
 }
 
 void linear_weight_grad(const LinearWeightGrad& a, void* stream) {
     require("linear_weight_grad", a.m, a.n, a.k, {a.dy, a.x, a.dw});
     if (a.m == 0) return;
-    dispatch("linear_weight_grad", &gemm::linear_weight_grad<bf16>, &gemm::linear_weight_grad<fp16>,
-             a, stream);
+    dispatch<LinearWeightGrad>("linear_weight_grad", INSTANCES(gemm::linear_weight_grad), a,
+                               stream);
 }
 
 void grouped_linear(const GroupedLinear& a, void* stream) {
     require("grouped_linear", a.m, a.n, a.k, {a.x, a.w, a.y, a.workspace});
     if (a.m == 0 || a.groups == 0) return;
-    dispatch("grouped_linear", &gemm::grouped_linear<bf16>, &gemm::grouped_linear<fp16>, a, stream);
+    dispatch<GroupedLinear>("grouped_linear", INSTANCES(gemm::grouped_linear), a, stream);
 }
 
 std::size_t grouped_workspace_bytes(std::int64_t groups) {

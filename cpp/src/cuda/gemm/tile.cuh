@@ -1,4 +1,5 @@
-// What the sm_80 instances share: tile shapes, layouts, the launch. One instance per .cu file.
+// What all instances share, and those of sm_80: tile shapes, layouts, the launch. One instance per
+// .cu file.
 #pragma once
 
 #include <cutlass/arch/arch.h>
@@ -43,6 +44,8 @@ void run(const typename Gemm::Arguments& arguments, void* workspace, void* strea
 // Each defined in the file of its name and dtype.
 template <class T>
 void linear_bias(const LinearBias& args, void* stream);
+template <class T>
+void linear_bias_sm90(const LinearBias& args, void* stream);
 template <class T>
 void linear_bias_gelu(const LinearBiasGelu& args, void* stream);
 template <class T>

@@ -1,0 +1,4 @@
+#include "linear_bias.cuh"
+
+template void fastllm::cuda::gemm::linear_bias_sm90<cutlass::half_t>(const fastllm::LinearBias&,
+                                                                     void*);
