@@ -4,11 +4,14 @@
 // --no-compress), is linked to ptx_cudart.cpp in place of the CUDA runtime: its launches arrive
 // here.
 //
-// Further kinds of report: async-copy (shared memory that a cp.async is still to write is touched,
-// or nothing waits for a copy), trap, ptx (an instruction that is not emulated, by line).
+// Further kinds of report: async-copy (shared memory that a copy is still to write is touched, or
+// nothing waits for a copy), proxy-fence (ordinary and asynchronous accesses without a fence
+// between), mbarrier, bulk-copy, wgmma (these used against their rules), trap, ptx (an instruction
+// that is not emulated, by line).
 //
-// Limits, beside those of emulator.hpp: one block at a time; mma.sync of 16-bit floats into float32
-// only; no clusters, TMA, wgmma, mbarriers, textures, calls of functions; .ftz keeps denormals.
+// Limits, beside those of emulator.hpp: one block at a time; mma.sync and wgmma of 16-bit floats
+// into float32 only, wgmma of swizzled operands along k; clusters of one block; no textures, calls
+// of functions; .ftz keeps denormals.
 #pragma once
 
 #include <cuda_runtime.h>
