@@ -109,8 +109,8 @@ bench: $(VENV)/.stamp-test  ## the benchmarks that run on a CPU; results on stdo
 	@for file in benchmarks/bench_*.py benchmarks/*/bench_*.py; do \
 	  echo "== $$file"; $(ACTIVATE) $(BIN)/python $$file || exit 1; done
 
-gpu-check: $(VENV)/.stamp-test  ## the tests that need an NVIDIA GPU (skip with a reason elsewhere)
-	$(ACTIVATE) $(BIN)/python -m pytest -m gpu -rs $(ARGS)
+gpu-check: $(VENV)/.stamp-test  ## on an NVIDIA GPU: build for it, test, compute-sanitizer, benchmark
+	@$(ACTIVATE) $(BIN)/python scripts/gpu_check.py $(ARGS)
 
 clean:  ## build trees and caches; keeps .venv and runs/
 	rm -rf build .pytest_cache .ruff_cache .hypothesis .import_linter_cache

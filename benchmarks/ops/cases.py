@@ -45,12 +45,17 @@ def kernel_call(function: Callable[..., object], *arguments: object) -> Callable
     return call
 
 
+def parts(function: Callable[..., int], *sizes: int) -> int:
+    """Parts of a two-stage sum on torch's default device, where the tensors are made."""
+    return function(*sizes, cuda=torch.get_default_device().type == "cuda")
+
+
 def rmsnorm_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> list[Case]:
     x, residual, dy = (torch.randn(rows, cols).to(dtype) for _ in range(3))
     weight = torch.randn(cols).to(dtype)
     y, h = torch.empty_like(x), torch.empty_like(x)
     rstd, dweight = torch.empty(rows), torch.empty_like(weight)
-    partial = torch.empty(_core.rmsnorm_bwd_parts(rows, cols), cols)
+    partial = torch.empty(parts(_core.rmsnorm_bwd_parts, rows, cols), cols)
     size = rows * cols * x.element_size()
     leaf, leaf_weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
 
@@ -208,7 +213,7 @@ def layernorm_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> lis
     y, h = torch.empty_like(x), torch.empty_like(x)
     mean, rstd, dweight = torch.empty(rows), torch.empty(rows), torch.empty_like(weight)
     dbias = torch.empty_like(weight)
-    partial = torch.empty(2, _core.layernorm_bwd_parts(rows, cols), cols)
+    partial = torch.empty(2, parts(_core.layernorm_bwd_parts, rows, cols), cols)
     leaf, leaf_weight, leaf_bias = leaves = tuple(
         t.clone().requires_grad_() for t in (x, weight, bias)
     )
@@ -244,7 +249,7 @@ def bias_gelu_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> lis
     x, dy = (torch.randn(rows, cols).to(dtype) for _ in range(2))
     bias = torch.randn(cols).to(dtype)
     y, dbias = torch.empty_like(x), torch.empty_like(bias)
-    partial = torch.empty(_core.bias_gelu_bwd_parts(rows, cols), cols)
+    partial = torch.empty(parts(_core.bias_gelu_bwd_parts, rows, cols), cols)
     leaf, leaf_bias = leaves = tuple(t.clone().requires_grad_() for t in (x, bias))
 
     def eager(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -306,7 +311,7 @@ def softmax_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> list[
 
 def grad_norm_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> list[Case]:
     x = torch.randn(rows, cols).to(dtype)
-    partial = torch.empty(_core.squared_sum_parts(x.numel()))
+    partial = torch.empty(parts(_core.squared_sum_parts, x.numel()))
     return [
         Case(
             f"grad_norm {label}",

@@ -203,7 +203,13 @@ def counted(request: pytest.FixtureRequest) -> EmulatedBackend:
     return backend
 
 
+# "cpu" runs the tests of the GPU on the CPU in its place, to try their code.
+GPU_DEVICE = os.environ.get("FASTLLM_GPU_DEVICE", "cuda")
+
+
 def _missing_gpu() -> str | None:
+    if GPU_DEVICE == "cpu":
+        return None
     if not torch.cuda.is_available():
         return "no CUDA device"
     if not features()["cuda"]:
@@ -231,7 +237,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
         reason = _missing_gpu()
         if reason is not None:
             pytest.skip(reason)
-        yield TorchBackend("cuda", "cuda")
+        yield TorchBackend("cuda", GPU_DEVICE)
     else:
         if name not in _core.cpu_isas():
             pytest.skip(f"this processor has no {name}")
@@ -239,6 +245,14 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
         _core.set_cpu_isa(name)
         yield TorchBackend(name, "cpu")
         _core.set_cpu_isa(before)
+
+
+@pytest.fixture
+def gpu_device() -> str:
+    reason = _missing_gpu()
+    if reason is not None:
+        pytest.skip(reason)
+    return GPU_DEVICE
 
 
 @pytest.fixture
