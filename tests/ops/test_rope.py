@@ -175,7 +175,8 @@ def test_bytes_moved(counted: Any, dtype: torch.dtype, interleaved: bool) -> Non
     assert c["written_bytes"] == c["unique_written_bytes"] == x.nbytes
     assert c["unique_read_bytes"] == x.nbytes + cos.nbytes + sin.nbytes
     assert c["read_bytes"] <= 1.05 * x.nbytes + 8 * 2 * (cos.nbytes + sin.nbytes)
-    assert c["sectors"] <= 1.5 * c["min_sectors"]
+    # Of the tables a thread reads a whole sector in two loads, the second from the L1 cache.
+    assert c["sectors"] - c["min_sectors"] <= (c["read_bytes"] - x.nbytes) // 32
 
 
 def test_binding_refuses() -> None:
