@@ -106,7 +106,7 @@ format: $(VENV)/.stamp-lint  ## rewrite the sources as `make lint` wants them
 	$(BIN)/clang-format -i $$(git ls-files 'cpp/*.hpp' 'cpp/*.cpp' 'cpp/*.cu' 'cpp/*.cuh' 'cpp/*.h' | grep -v third_party)
 
 bench: $(VENV)/.stamp-test  ## the benchmarks that run on a CPU; results on stdout
-	@for file in benchmarks/bench_*.py benchmarks/*/bench_*.py; do \
+	@for file in $(filter-out %/bench_gpu.py,$(wildcard benchmarks/bench_*.py benchmarks/*/bench_*.py)); do \
 	  echo "== $$file"; $(ACTIVATE) $(BIN)/python $$file || exit 1; done
 
 gpu-check: $(VENV)/.stamp-test  ## on an NVIDIA GPU: build for it, test, compute-sanitizer, benchmark

@@ -29,8 +29,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/ops/results"
 STEPS = ("build", "tests", "sanitizer", "bench")
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
-# What the sanitizer watches: every kernel and product once, values aside.
-WATCHED = "tests/ops/test_gpu.py"
+GPU_TESTS = "tests/ops/test_gpu.py"
+# Of them, what the sanitizer watches: every kernel and product once.
+WATCHED = ("-n0", GPU_TESTS, "-k", "test_every")
 
 
 @dataclass(frozen=True)
@@ -89,25 +90,13 @@ def build_command(gpu: Gpu, cutlass: Path | None) -> list[str]:
 
 
 def pytest_command(*more: str) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "gpu",
-        "-rs",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        *more,
-    ]
+    return [sys.executable, *"-m pytest -m gpu -rs -q -p no:cacheprovider".split(), *more]
 
 
 def sanitizer_commands(program: str) -> list[list[str]]:
-    # Python's own process tree starts children; the exit code says whether anything was reported.
+    # The exit code is that of the tests, or 86 when anything was reported.
     options = ["--target-processes", "all", "--error-exitcode", "86", "--print-limit", "20"]
-    watched = pytest_command("-n0", WATCHED, "-k", "test_every")
-    return [[program, "--tool", tool, *options, *watched] for tool in SANITIZERS]
+    return [[program, "--tool", tool, *options, *pytest_command(*WATCHED)] for tool in SANITIZERS]
 
 
 def bench_command(device: str, out: Path | None) -> list[str]:
@@ -129,18 +118,18 @@ def sanitized(program: str) -> bool:
     return all(results)
 
 
-def steps_on(gpu: Gpu) -> dict[str, Callable[[], bool]]:
+def steps_on(gpu: Gpu, nvcc: str) -> dict[str, Callable[[], bool]]:
     program = cuda_tool("compute-sanitizer", "COMPUTE_SANITIZER")
 
     def sanitizer() -> bool:
         if program is None:
-            hint = "pip install nvidia-cuda-sanitizer-api"
+            hint = "pip install -r requirements/cuda.txt"
             print(f"error: no compute-sanitizer\nhint: {hint}", file=sys.stderr)
             return False
         return sanitized(program)
 
     return {
-        "build": lambda: run(build_command(gpu, cutlass_source())),
+        "build": lambda: run(build_command(gpu, cutlass_source()), CUDACXX=nvcc),
         "tests": lambda: run(pytest_command("tests")),
         "sanitizer": sanitizer,
         "bench": lambda: run(bench_command("cuda", RESULTS / f"{gpu.file_name}.json")),
@@ -148,13 +137,13 @@ def steps_on(gpu: Gpu) -> dict[str, Callable[[], bool]]:
 
 
 def dry_steps() -> dict[str, Callable[[], bool]]:
-    """The steps' Python with the CPU in the GPU's place: nothing is built, and the sanitizer's
-    selection runs without it."""
+    """The steps' Python with the CPU in the GPU's place: nothing is built, and what the sanitizer
+    would watch runs without it."""
     stand_in = {"FASTLLM_GPU_DEVICE": "cpu"}
+    others = pytest_command("-n0", GPU_TESTS, "-k", "not test_every")
     return {
-        "build": lambda: bool(build_command(Gpu("dry run", "90"), cutlass_source())),
-        "tests": lambda: run(pytest_command("-n0", WATCHED), **stand_in),
-        "sanitizer": lambda: len(sanitizer_commands("compute-sanitizer")) == len(SANITIZERS),
+        "tests": lambda: run(others, **stand_in),
+        "sanitizer": lambda: run(pytest_command(*WATCHED), **stand_in),
         "bench": lambda: run(bench_command("cpu", None)),
     }
 
@@ -172,14 +161,13 @@ def main() -> int:
         else:
             gpu = first_gpu()
             require_torch_with_cuda()
-            nvcc_command()
-            name, steps = f"{gpu.name}, sm_{gpu.architecture}", steps_on(gpu)
+            name, steps = f"{gpu.name}, sm_{gpu.architecture}", steps_on(gpu, nvcc_command())
     except MissingTool as error:
         print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
         return 2
     print(name, file=sys.stderr)
     passed: dict[str, bool] = {}
-    for step in arguments.only:
+    for step in (step for step in arguments.only if step in steps):
         start = time.monotonic()
         passed[step] = steps[step]()
         verdict = "passed" if passed[step] else "FAILED"

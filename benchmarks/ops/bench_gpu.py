@@ -97,6 +97,15 @@ def compiled(function: Function, backend: str) -> Function:
     return torch.compile(function, backend=backend)
 
 
+def calls_of(library: str, rows: int, cols: int, dtype: torch.dtype) -> dict[str, Function]:
+    """What a library offers, by the kind of case; nothing, with a note, if it fails on this GPU."""
+    try:
+        return PEERS[library](rows, cols, dtype)
+    except Exception as error:
+        print(f"note: {library} is left out: {type(error).__name__}: {error}", file=sys.stderr)
+        return {}
+
+
 def others_of(case: Case, label: str, peers: dict[str, dict[str, Function]]) -> dict[str, Function]:
     kind = case.name.removesuffix(f" {label}")
     return {name: calls[kind] for name, calls in peers.items() if kind in calls}
@@ -118,7 +127,7 @@ def measure_operators(clock: Clock, copy: float, wanted: str, compile_too: bool)
     print(f"{'':34s}{'kernel':>12s}{'of copy':>9s}{'operator':>12s}   others / operator")
     for label in clock.sizes.dtypes:
         dtype = DTYPES[label]
-        peers = {name: make(rows, cols, dtype) for name, make in PEERS.items()}
+        peers = {name: calls_of(name, rows, cols, dtype) for name in PEERS}
         for operator in OPERATORS:
             for case in operator(rows, cols, label, dtype):
                 if wanted not in case.name:
@@ -183,6 +192,9 @@ def main() -> int:
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     arguments = parser.parse_args()
+    if arguments.device == "cpu" and arguments.out is not None:
+        print("error: --out is for a GPU's figures\nhint: leave it out", file=sys.stderr)
+        return 2
     if arguments.device == "cuda" and not (torch.cuda.is_available() and features()["cuda"]):
         missing = "a GPU" if not torch.cuda.is_available() else "CUDA kernels in fastllm_core"
         print(
@@ -197,7 +209,10 @@ def main() -> int:
     copy, product = copy_rate(clock), product_rate(clock)
     print(f"{name}: copy {copy / 1e9:.0f} GB/s, bf16 product {product / 1e12:.1f} TFLOP/s")
     cases = measure_operators(clock, copy, arguments.filter, not arguments.no_compile)
-    cases += measure_products(clock, product, arguments.filter)
+    if clock.cuda and features()["cutlass_version"] is None:
+        print("note: no products in this build (FASTLLM_CUTLASS)", file=sys.stderr)
+    else:
+        cases += measure_products(clock, product, arguments.filter)
     if arguments.out is not None:
         result = {
             "gpu": name,
