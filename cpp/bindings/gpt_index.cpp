@@ -1,13 +1,16 @@
 #include "fastllm/gpt_index.hpp"
 
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <future>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -86,7 +89,11 @@ py::tuple gpt_indices(const Array<int32_t>& lengths, const Array<int32_t>& docum
     return py::make_tuple(document_index, rows, order);
 }
 
-py::tuple blend(const Array<double>& weights, size_t samples) {
+int threads_or_all(std::optional<int> threads) {
+    return threads.value_or(int(std::thread::hardware_concurrency()));
+}
+
+py::tuple blend(const Array<double>& weights, size_t samples, std::optional<int> threads) {
     const auto datasets = size_t(weights.size());
     if (datasets == 0 || datasets >= 32767)
         throw std::invalid_argument("a blend takes 1 to 32766 datasets");
@@ -97,12 +104,12 @@ py::tuple blend(const Array<double>& weights, size_t samples) {
     int64_t* const sample_out = sample.mutable_data();
     {
         const py::gil_scoped_release release;
-        fastllm::build_blend(w, datasets, samples, index_out, sample_out);
+        fastllm::build_blend(w, datasets, samples, index_out, sample_out, threads_or_all(threads));
     }
     return py::make_tuple(index, sample);
 }
 
-py::tuple exhaustive_blend(const Array<int64_t>& sizes) {
+py::tuple exhaustive_blend(const Array<int64_t>& sizes, std::optional<int> threads) {
     const auto datasets = size_t(sizes.size());
     if (datasets == 0 || datasets >= 32767)
         throw std::invalid_argument("a blend takes 1 to 32766 datasets");
@@ -118,7 +125,8 @@ py::tuple exhaustive_blend(const Array<int64_t>& sizes) {
     int64_t* const sample_out = sample.mutable_data();
     {
         const py::gil_scoped_release release;
-        fastllm::build_exhaustive_blend(s, datasets, index_out, sample_out);
+        fastllm::build_exhaustive_blend(s, datasets, index_out, sample_out,
+                                        threads_or_all(threads));
     }
     return py::make_tuple(index, sample);
 }
@@ -229,6 +237,6 @@ FASTLLM_BINDING(gpt_index) {
     m.def("gpt_indices", &gpt_indices, py::kw_only(), py::arg("lengths"), py::arg("documents"),
           py::arg("epochs"), py::arg("separate"), py::arg("seq_length"), py::arg("extra"),
           py::arg("samples"), py::arg("first_part"), py::arg("seed"));
-    m.def("blend", &blend, py::arg("weights"), py::arg("samples"));
-    m.def("exhaustive_blend", &exhaustive_blend, py::arg("sizes"));
+    m.def("blend", &blend, py::arg("weights"), py::arg("samples"), py::arg("threads") = py::none());
+    m.def("exhaustive_blend", &exhaustive_blend, py::arg("sizes"), py::arg("threads") = py::none());
 }

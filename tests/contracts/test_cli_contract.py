@@ -69,14 +69,14 @@ def every_command() -> Iterator[tuple[str, ...]]:
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], *needles: str) -> None:
-    """Exit 2, nothing on stdout, one ``error:`` line and at most one ``hint:`` line."""
+    """Exit 2, nothing on stdout; ``error: …`` and ``hint: …`` are the last lines on stderr."""
     assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error: ")]
-    assert len(errors) == 1, done.stderr
-    assert lines[-1].startswith(("error: ", "hint: ")), done.stderr
+    said = [line.split(": ")[0] for line in lines if line.startswith(("error: ", "hint: "))]
+    assert said == ["error", "hint"], done.stderr
+    assert lines[-1].startswith("hint: "), done.stderr
     for needle in needles:
         assert needle in done.stderr, (needle, done.stderr)
 
@@ -121,42 +121,96 @@ def test_help_imports_nothing_heavy(program: str) -> None:
         assert done.stderr.strip() == "[]", (verb, done.stderr)
 
 
-def test_a_missing_file_is_refused_by_every_reader(tmp_path: Path) -> None:
-    missing = tmp_path / "missing"
-    reads: tuple[tuple[str, tuple[str | Path, ...]], ...] = (
-        (
-            "planner",
-            ("plan", "--model", missing / "config.json", "--gpu", "H100-SXM", "--gpus", "8"),
-        ),
-        ("planner", ("validate", missing)),
-        ("planner", ("calibrate", missing)),
-        ("data", ("tokenize", missing, "--tokenizer", missing, "--out", tmp_path / "out")),
-        ("data", ("train-tokenizer", missing, "--vocab-size", "500", "--out", tmp_path / "out")),
-        ("data", ("inspect", missing)),
-        ("data", ("verify", missing)),
-        ("data", ("stats", missing)),
-        ("data", ("merge", missing, "--out", tmp_path / "out")),
-        ("data", ("split", missing, "--parts", "2", "--out", tmp_path / "out")),
-        ("data", ("sample", missing, "--count", "2", "--out", tmp_path / "out")),
-        ("data", ("decode", missing, "--tokenizer", missing)),
-        ("data", ("tokenize-chat", missing, "--tokenizer", missing, "--out", tmp_path / "out")),
-        (
-            "data",
-            (
-                *("preprocess", "--input", missing, "--output-prefix", tmp_path / "out"),
-                *("--tokenizer-type", "HFTokenizer", "--tokenizer-model", missing),
-            ),
-        ),
-        ("train", ("run", missing)),
-        ("train", ("check", missing)),
-        ("train", ("report", missing)),
-        ("convert", ("run", missing, tmp_path / "out", "--to", "hf")),
-        ("convert", ("inspect", missing)),
-        ("convert", ("verify", missing, missing)),
-    )
-    for program, args in reads:
-        assert_refused(cli(program, *args), "missing")
+# By verb: how it is called with a file, a name or a value that is not there.
+MISSING: dict[str, dict[str, str]] = {
+    "planner": {
+        "plan": "--model missing/config.json --gpu H100-SXM --gpus 8",
+        "estimate": "--model missing/config.json --gpu H100-SXM --gpus 8",
+        "tflops": "--model missing/config.json --seq-len 9 --global-batch 1 --iter-time 1 --gpus 8",
+        "calibrate": "missing",
+        "validate": "missing",
+        "classic": "--hidden missing",
+        "report": "--model missing/config.json --gpu H100-SXM --gpus 8",
+        "serve": "--port missing",
+        "models": "missing",
+        "gpus": "--missing",
+    },
+    "data": {
+        "tokenize": "missing --tokenizer missing --out out",
+        "preprocess": "--input missing --output-prefix out --tokenizer-type HFTokenizer "
+        "--tokenizer-model missing",
+        "tokenize-chat": "missing --tokenizer missing --out out",
+        "train-tokenizer": "missing --vocab-size 500 --out out",
+        "inspect": "missing",
+        "decode": "missing --tokenizer missing",
+        "stats": "missing",
+        "merge": "missing --out out",
+        "split": "missing --parts 2 --out out",
+        "sample": "missing --count 2 --out out",
+        "verify": "missing",
+    },
+    "train": {
+        "run": "missing",
+        "check": "missing",
+        "report": "missing",
+        "peak": "--dtype missing",
+        "import-megatron": "missing",
+    },
+    "convert": {
+        "run": "missing out --to hf",
+        "plan": "missing --to hf",
+        "inspect": "missing",
+        "verify": "missing missing",
+        "meta-to-hf": "--input-dir missing --output-dir out",
+        "hf-to-megatron": "--load-dir missing --save-dir out",
+        "deepspeed-to-megatron": "--input_folder missing --output_folder out",
+        "deepspeed-to-hf": "--input_folder missing --output_folder out",
+    },
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_what_is_missing_is_refused_by_every_verb(program: str, tmp_path: Path) -> None:
+    assert set(MISSING[program]) == set(verbs(program))
+    for verb, args in MISSING[program].items():
+        assert_refused(cli(program, verb, *args.split(), cwd=tmp_path), "missing")
     assert list(tmp_path.iterdir()) == []
+
+
+# By verb of those that write: how it is called with an output that cannot be.
+UNWRITABLE: dict[str, str] = {
+    "tokenize": "corpus.jsonl --tokenizer tok/tokenizer.model --out corpus.jsonl/out",
+    "preprocess": "--input corpus.jsonl --output-prefix corpus.jsonl/out "
+    "--tokenizer-type GPTSentencePieceTokenizer --tokenizer-model tok/tokenizer.model",
+    "train-tokenizer": "corpus.jsonl --vocab-size 300 --out corpus.jsonl/out",
+    "merge": "data_text_document --out corpus.jsonl/out",
+    "split": "data_text_document --parts 2 --out corpus.jsonl/out",
+    "sample": "data_text_document --count 2 --out corpus.jsonl/out",
+    "stats": "data_text_document --plot corpus.jsonl/out.svg",
+}
+
+
+def test_output_that_cannot_be_written_is_refused(corpus: Path) -> None:
+    before = sorted(path.name for path in corpus.iterdir())
+    for verb, args in UNWRITABLE.items():
+        assert_refused(cli("data", verb, *args.split(), cwd=corpus), "corpus.jsonl/out")
+    assert sorted(path.name for path in corpus.iterdir()) == before
+
+
+@pytest.mark.parametrize("verb", ["inspect", "decode", "stats", "merge", "split", "sample"])
+def test_what_is_no_dataset_is_refused(verb: str, corpus: Path, tmp_path: Path) -> None:
+    """A text under a dataset's names, and a folder."""
+    for suffix in (".bin", ".idx"):
+        (tmp_path / f"text{suffix}").write_text("neither index nor tokens\n" * 9)
+    options = {
+        "decode": ("--tokenizer", corpus / "tok/tokenizer.model"),
+        "merge": ("--out", tmp_path / "out"),
+        "split": ("--parts", "2", "--out", tmp_path / "out"),
+        "sample": ("--count", "2", "--out", tmp_path / "out"),
+    }.get(verb, ())
+    assert_refused(cli("data", verb, tmp_path / "text", *options), "text.idx")
+    assert_refused(cli("data", verb, tmp_path, *options), tmp_path.name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.bin", "text.idx"]
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ TEST(blend_follows_weights) {
     const std::vector<double> weights{0.5, 0.25, 0.25};
     std::vector<int16_t> dataset(8);
     std::vector<int64_t> sample(8);
-    build_blend(weights.data(), 3, 8, dataset.data(), sample.data());
+    build_blend(weights.data(), 3, 8, dataset.data(), sample.data(), 1);
     CHECK_EQ(dataset, (std::vector<int16_t>{0, 1, 2, 0, 0, 1, 2, 0}));
     CHECK_EQ(sample, (std::vector<int64_t>{0, 0, 0, 1, 2, 1, 1, 3}));
 }
@@ -49,7 +49,7 @@ TEST(exhaustive_blend_draws_each_sample_once) {
     const std::vector<int64_t> sizes{5, 0, 2};
     std::vector<int16_t> dataset(7);
     std::vector<int64_t> sample(7);
-    build_exhaustive_blend(sizes.data(), 3, dataset.data(), sample.data());
+    build_exhaustive_blend(sizes.data(), 3, dataset.data(), sample.data(), 1);
     std::vector<int64_t> drawn(3, 0);
     for (size_t t = 0; t < 7; ++t) CHECK_EQ(sample[t], drawn[size_t(dataset[t])]++);
     CHECK_EQ(drawn, sizes);

@@ -90,3 +90,35 @@ def test_exhaustive_blend_of_many(most: int) -> None:
     share = sizes / sizes.sum()
     expected = by_the_rule(share, int(sizes.sum()), sizes.astype(np.float64))
     check(exhaustive_blend(sizes), expected, len(sizes))
+
+
+def assert_same(pair: tuple[Any, Any], other: tuple[Any, Any]) -> None:
+    for a, b in zip(pair, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "heavy tail", "nearly equal", "in classes"])
+def test_threads_do_not_change_a_blend(kind: str) -> None:
+    rng = np.random.RandomState(1)
+    weights = {
+        "uniform": rng.rand(700) + 0.01,
+        "heavy tail": rng.pareto(1.0, 700) + 1e-3,
+        "nearly equal": 1 + 0.01 * rng.rand(700),
+        "in classes": 1.0 + rng.randint(0, 8, 700),
+    }[kind]
+    share = weights / weights.sum()
+    size = 3 << 20
+    assert_same(blend(share, size, threads=3), blend(share, size, threads=1))
+
+
+def test_weights_that_do_not_sum_to_one_take_one_thread() -> None:
+    share = np.array([0.1, 0.2, 0.3])
+    assert_same(blend(share, 1 << 21, threads=2), blend(share, 1 << 21, threads=1))
+
+
+def test_threads_do_not_change_an_exhaustive_blend() -> None:
+    """With datasets of a few samples the second thread starts wrong and has to be repaired."""
+    sizes = np.random.RandomState(0).lognormal(0, 3, 700)
+    sizes = (sizes / sizes.sum() * (2.2 * 2**20)).astype(np.int64)
+    assert (sizes == 0).any()
+    assert_same(exhaustive_blend(sizes, threads=2), exhaustive_blend(sizes, threads=1))

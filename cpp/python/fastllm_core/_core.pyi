@@ -105,9 +105,11 @@ def gpt_indices(
     seed: int,
 ) -> tuple[NDArray[np.int32], NDArray[Any], NDArray[Any]]: ...
 def blend(
-    weights: NDArray[np.float64], samples: int
+    weights: NDArray[np.float64], samples: int, threads: int | None = None
 ) -> tuple[NDArray[np.int16], NDArray[np.int64]]: ...
-def exhaustive_blend(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int16], NDArray[np.int64]]: ...
+def exhaustive_blend(
+    sizes: NDArray[np.int64], threads: int | None = None
+) -> tuple[NDArray[np.int16], NDArray[np.int64]]: ...
 
 # packing.cpp
 def pack_best_fit(

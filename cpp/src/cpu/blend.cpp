@@ -1,275 +1,153 @@
+// Large blends are made in parts, one a thread, although each step depends on all before it.
+//
+// What is known about step t beforehand is nearly everything: each dataset has been drawn about
+// weight·t times. A part starts from such a guess some thousand steps early. A dataset drawn once
+// too seldom in the guess is among the furthest behind and so is drawn soon, one drawn too often
+// waits, and the run falls in with the true one. Whether it did is seen, not hoped for: the counts
+// at its start must be those of the true run, which determine all that follows. Where they are not,
+// the true run is continued into the part until they are.
 #include "fastllm/blend.hpp"
 
 #include <algorithm>
-#include <limits>
+#include <functional>
+#include <memory>
 #include <numeric>
+#include <thread>
 #include <vector>
+
+#include "blender.hpp"
 
 namespace fastllm {
 namespace {
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
+using blending::Blender;
+using blending::Groups;
+using Counts = std::vector<int64_t>;
 
-// Datasets of equal weight are one group. Their errors differ by their counts alone, so they are
-// drawn in turns, in the order of their numbers, and the group acts as one dataset whose number is
-// that of the member whose turn it is.
-struct Groups {
-    std::vector<double> weight;   // of each group
-    std::vector<double> drawn;    // samples drawn from the member whose turn it is
-    std::vector<double> limit;    // of samples of each member
-    std::vector<uint32_t> begin;  // of its members
-    std::vector<uint32_t> end;
-    std::vector<uint32_t> turn;     // position in `members`
-    std::vector<uint16_t> members;  // dataset numbers, by group, rising
+constexpr size_t kLeastPart = 1 << 20;  // samples: below, a thread of its own does not pay
+constexpr size_t kMostParts = 16;
+constexpr size_t kEarlyPerDataset = 16;  // steps of a part before it counts
+constexpr size_t kRepairStride = 4096;   // steps
 
-    Groups(const double* weights, const int64_t* sizes, size_t datasets) : members(datasets) {
-        std::iota(members.begin(), members.end(), uint16_t(0));
-        std::stable_sort(members.begin(), members.end(),
-                         [&](uint16_t a, uint16_t b) { return weights[a] > weights[b]; });
-        for (uint32_t i = 0; i < datasets; ++i) {
-            const uint16_t j = members[i];
-            if (sizes && sizes[j] == 0) break;  // the lowest weight, 0: never drawn
-            if (i == 0 || weights[j] != weight.back()) {
-                weight.push_back(weights[j]);
-                limit.push_back(sizes ? double(sizes[j]) : kInfinity);
-                begin.push_back(i);
-                end.push_back(i);
-            }
-            ++end.back();
-        }
-        drawn.assign(weight.size(), 0.0);
-        turn = begin;
-    }
-    size_t size() const { return weight.size(); }
-    uint16_t dataset(uint32_t g) const { return members[turn[g]]; }
+struct Samples {
+    int16_t* dataset;
+    int64_t* number;
+    Samples operator+(size_t i) const { return {dataset + i, number + i}; }
 };
 
-// Runs the rule over a few candidates instead of all groups.
-//
-// A floor rises over time on a straight line. Candidates are all groups whose error is not below
-// the floor: the best candidate is the best of all as long as its error is at the floor or above.
-// Between draws a group's error rises by its weight each step, so the step at which it reaches the
-// floor is known when it is drawn; a calendar makes it a candidate in that step or before. When the
-// best candidate falls below the floor, and every so often, the floor is chosen anew.
-class Blender {
-  public:
-    explicit Blender(Groups groups)
-        : groups_(std::move(groups)),
-          steps_(std::clamp<int64_t>(int64_t(groups_.size()) / 8, 64, kSlots * kStepsPerSlot)),
-          width_(8.0 / double(groups_.size())),
-          next_due_(groups_.size()),
-          errors_(groups_.size()),
-          soon_(groups_.size()),
-          candidates_(groups_.size() + kStride),
-          candidate_errors_(groups_.size() + kStride) {}
-
-    void run(size_t samples, int16_t* dataset_index, int64_t* dataset_sample_index) {
-        for (size_t t = 0; t < samples; ++t) {
-            const double x = double(std::max<size_t>(t, 1));
-            if (t == 0 || x >= rebuild_at_ || (count_ > kManyCandidates && x > since_ + 16))
-                rebuild(x);
-            admit_due(x);
-            double best = furthest_behind(x);
-            if (best < floor_at(x)) {
-                width_ *= 1.5;
-                rebuild(x);
-                best = furthest_behind(x);
-            }
-            const size_t i = first_with(best);
-            const uint32_t g = candidates_[i].group;
-            dataset_index[t] = int16_t(groups_.dataset(g));
-            dataset_sample_index[t] = int64_t(groups_.drawn[g]);
-            if (++groups_.turn[g] == groups_.end[g]) next_round(i, g, x);
-        }
+// Sets what the groups have given before the step to what it must be, give or take one: the whole
+// part of size·weight·step, and one more for those with the largest remainder. False if that does
+// not add up, as with weights that do not sum to 1.
+bool guess_drawn(Groups& groups, size_t step) {
+    std::vector<double> remainder(groups.size());
+    std::vector<int64_t> total(groups.size());
+    int64_t missing = int64_t(step);
+    for (uint32_t g = 0; g < groups.size(); ++g) {
+        const double count = double(groups.end[g] - groups.begin[g]);
+        const double expected = std::min(groups.weight[g] * double(step), groups.limit[g]) * count;
+        if (!(expected < 0x1p53)) return false;
+        total[g] = int64_t(expected);
+        remainder[g] = expected < groups.limit[g] * count ? expected - double(total[g]) : -1.0;
+        missing -= total[g];
     }
+    if (missing < 0 || missing > int64_t(groups.size())) return false;
+    std::vector<uint32_t> order(groups.size());
+    std::iota(order.begin(), order.end(), 0u);
+    std::nth_element(order.begin(), order.begin() + missing, order.end(),
+                     [&](uint32_t a, uint32_t b) { return remainder[a] > remainder[b]; });
+    for (int64_t i = 0; i < missing; ++i) {
+        if (remainder[order[size_t(i)]] < 0) return false;
+        ++total[order[size_t(i)]];
+    }
+    for (uint32_t g = 0; g < groups.size(); ++g) groups.set_drawn(g, total[g]);
+    return true;
+}
 
-  private:
-    struct Candidate {
-        double weight, drawn;
-        uint32_t group;
+struct Part {
+    size_t begin, end;
+    std::unique_ptr<Blender> blender;
+    Counts start;  // what had been drawn before `begin`
+};
+
+// Writes samples begin to end as they are if the guess was right. Its first steps are written over.
+void run_guessed(Part& part, size_t early, Samples out) {
+    part.blender->run(early, (out + part.begin).dataset, (out + part.begin).number);
+    part.start = part.blender->groups().counts();
+    part.blender->run(part.end - part.begin, (out + part.begin).dataset, (out + part.begin).number);
+}
+
+// Continues the true run into a part until the part's own counts are the same. True if that happens
+// before the part's end; all of its samples are right in either case.
+bool repair(Blender& truth, const Part& part, Samples out) {
+    Counts ahead = truth.groups().counts();  // of the part's run
+    std::transform(ahead.begin(), ahead.end(), part.start.begin(), ahead.begin(), std::minus<>());
+    auto differing =
+        size_t(ahead.end() - ahead.begin() - std::count(ahead.begin(), ahead.end(), int64_t(0)));
+    std::vector<int16_t> dataset(kRepairStride);
+    std::vector<int64_t> number(kRepairStride);
+    const auto add = [&](int16_t j, int64_t change) {
+        int64_t& of = ahead[size_t(j)];
+        differing -= of != 0;
+        of += change;
+        differing += of != 0;
     };
-    static constexpr size_t kStride = 4;  // candidates compared in one turn of the loop
-    // The calendar: slots of some steps, each with a list of the groups due in it.
-    static constexpr int64_t kSlots = 128;
-    static constexpr int64_t kStepsPerSlot = 4;
-    static constexpr uint32_t kNobody = 0xFFFFFFFFu;
-    static constexpr size_t kFewGroups = 16;  // all of them are candidates
-    static constexpr size_t kManyCandidates = 96;
-    static constexpr size_t kEnoughCandidates = 32;
-    static constexpr double kLeastWidth = 1e-9;  // of the band between floor and best error
-
-    double floor_at(double x) const { return floor_ + slope_ * (x - since_); }
-
-    void rebuild(double x) {
-        const double best = all_errors(x);
-        choose_floor(x, best);
-        // Covers the rounding of w·x, of w·x − count and of what is computed from them here.
-        margin_ = (x + double(steps_)) * 1e-15 * std::max(1.0, groups_.weight[0]);
-        for (int tries = 0;; ++tries) {
-            std::fill(due_, due_ + kSlots, kNobody);
-            count_ = 0;
-            slot_ = 0;
-            const size_t soon = reaching_floor();
-            for (size_t i = 0; i < soon; ++i)
-                if (!put_on_calendar(soon_[i], errors_[soon_[i]], x)) admit(soon_[i]);
-            if (count_ <= kEnoughCandidates || tries == 4) break;
-            width_ *= 0.5;
-            floor_ = best - width_;
+    for (size_t t = part.begin; differing != 0 && t < part.end; t += kRepairStride) {
+        const size_t count = std::min(kRepairStride, part.end - t);
+        truth.run(count, dataset.data(), number.data());
+        for (size_t i = 0; i < count && differing != 0; ++i) {
+            const Samples was = out + (t + i);
+            add(dataset[i], 1);
+            add(*was.dataset, -1);
+            *was.dataset = dataset[i];
+            *was.number = number[i];
         }
     }
+    return differing == 0;
+}
 
-    // Errors of all groups; returns the largest.
-    double all_errors(double x) {
-        const size_t size = groups_.size();
-        double best[kStride] = {-kInfinity, -kInfinity, -kInfinity, -kInfinity};
-        size_t g = 0;
-        for (; g + kStride <= size; g += kStride)
-            for (size_t k = 0; k < kStride; ++k) {
-                errors_[g + k] = groups_.weight[g + k] * x - groups_.drawn[g + k];
-                best[k] = errors_[g + k] > best[k] ? errors_[g + k] : best[k];
-            }
-        for (; g < size; ++g) {
-            errors_[g] = groups_.weight[g] * x - groups_.drawn[g];
-            best[0] = std::max(best[0], errors_[g]);
-        }
-        return std::max(std::max(best[0], best[1]), std::max(best[2], best[3]));
+void run_in_parts(const Groups& groups, size_t samples, size_t parts, Samples out) {
+    const size_t early = kEarlyPerDataset * groups.members.size();
+    std::vector<Part> all(parts);
+    for (size_t p = 0; p < parts; ++p) {
+        all[p].begin = samples * p / parts;
+        all[p].end = samples * (p + 1) / parts;
+        Groups start = groups;
+        const size_t from = p == 0 ? 0 : all[p].begin - early;
+        if (p != 0 && !guess_drawn(start, from)) return run_in_parts(groups, samples, 1, out);
+        all[p].blender = std::make_unique<Blender>(std::move(start), from);
     }
+    std::vector<std::thread> threads;
+    for (size_t p = 1; p < parts; ++p)
+        threads.emplace_back([&, p] { run_guessed(all[p], early, out); });
+    all[0].blender->run(all[0].end, out.dataset, out.number);
+    for (std::thread& thread : threads) thread.join();
+    Blender* truth = all[0].blender.get();
+    for (size_t p = 1; p < parts; ++p)
+        if (repair(*truth, all[p], out)) truth = all[p].blender.get();
+}
 
-    // Low enough to leave some candidates in reserve; rising with the best error where that rises,
-    // as it does while many groups of nearly equal weight are drawn in turns.
-    void choose_floor(double x, double best) {
-        const double rise = (best - best_) / (x - since_);
-        slope_ = x > since_ && rise > 0.25 / double(groups_.size()) ? rise : 0.0;
-        best_ = best;
-        since_ = x;
-        rebuild_at_ = x + double(steps_);
-        width_ = std::max(0.9 * width_, kLeastWidth);
-        floor_ = best - width_;
-        if (groups_.size() <= kFewGroups) {
-            floor_ = -kInfinity;
-            slope_ = 0;
-            rebuild_at_ = kInfinity;
-        }
-    }
-
-    // Lists in soon_ the groups that may reach the floor before it is chosen again.
-    size_t reaching_floor() {
-        size_t soon = 0;
-        for (size_t g = 0; g < groups_.size(); ++g) {
-            soon_[soon] = uint32_t(g);
-            soon += errors_[g] + groups_.weight[g] * double(steps_) >= floor_ - margin_;
-        }
-        return soon;
-    }
-
-    // Whether the group is certain to stay below the floor until its slot comes; else it must be a
-    // candidate at once.
-    bool put_on_calendar(uint32_t g, double error, double x) {
-        const double gap = floor_at(x) - margin_ - error;
-        if (!(gap > 0)) return false;
-        const double rate = groups_.weight[g] - slope_;
-        // Not before all groups are looked at again?
-        if (gap >= rate * (rebuild_at_ - x)) return true;
-        const int64_t slot = int64_t(x - since_ + gap / rate * (1 - 1e-12) - 1) / kStepsPerSlot;
-        if (slot < slot_) return false;
-        next_due_[g] = due_[slot];
-        due_[slot] = g;
-        return true;
-    }
-
-    void admit_due(double x) {
-        if (double(slot_ * kStepsPerSlot) > x - since_ || slot_ == kSlots) return;
-        while (double(slot_ * kStepsPerSlot) <= x - since_ && slot_ < kSlots) {
-            for (uint32_t g = due_[slot_]; g != kNobody; g = next_due_[g]) admit(g);
-            ++slot_;
-        }
-    }
-
-    void admit(uint32_t g) {
-        candidates_[count_++] = {groups_.weight[g], groups_.drawn[g], g};
-        pad();
-    }
-    // Errors of −∞ behind the last candidate.
-    void pad() {
-        for (size_t i = count_; i < count_ + kStride - 1; ++i) candidates_[i] = {0, kInfinity, 0};
-    }
-    void dismiss(size_t i) {
-        candidates_[i] = candidates_[--count_];
-        candidates_[count_] = {0, kInfinity, 0};
-    }
-
-    double furthest_behind(double x) {
-        double best[kStride] = {-kInfinity, -kInfinity, -kInfinity, -kInfinity};
-        for (size_t i = 0; i < count_; i += kStride)
-            for (size_t k = 0; k < kStride; ++k) {
-                const double error = candidates_[i + k].weight * x - candidates_[i + k].drawn;
-                candidate_errors_[i + k] = error;
-                best[k] = error > best[k] ? error : best[k];
-            }
-        return std::max(std::max(best[0], best[1]), std::max(best[2], best[3]));
-    }
-
-    // The candidate of the largest error whose dataset has the lowest number.
-    size_t first_with(double largest) const {
-        size_t found = 0;
-        uint32_t dataset = kNobody;
-        for (size_t from = 0; from < count_; from += 64) {
-            const size_t count = std::min<size_t>(64, count_ - from);
-            uint64_t hits = 0;
-            for (size_t i = count; i-- > 0;)
-                hits = hits << 1 | uint64_t(candidate_errors_[from + i] >= largest);
-            for (; hits != 0; hits &= hits - 1) {
-                const size_t i = from + size_t(__builtin_ctzll(hits));
-                const uint32_t number = groups_.dataset(candidates_[i].group);
-                if (number >= dataset) continue;
-                dataset = number;
-                found = i;
-            }
-        }
-        return found;
-    }
-
-    // Every member of the group of candidate i has been drawn once more.
-    void next_round(size_t i, uint32_t g, double x) {
-        groups_.turn[g] = groups_.begin[g];
-        groups_.drawn[g] += 1.0;
-        if (groups_.drawn[g] >= groups_.limit[g]) {
-            groups_.drawn[g] = kInfinity;  // an error of −∞: never drawn again
-            dismiss(i);
-        } else if (put_on_calendar(g, groups_.weight[g] * x - groups_.drawn[g], x)) {
-            dismiss(i);
-        } else {
-            candidates_[i].drawn = groups_.drawn[g];
-        }
-    }
-
-    Groups groups_;
-    int64_t steps_;  // from one choice of the floor to the next
-    double floor_ = 0, slope_ = 0, since_ = 0, rebuild_at_ = 0, margin_ = 0, best_ = 0, width_;
-    uint32_t due_[kSlots];
-    std::vector<uint32_t> next_due_;
-    int64_t slot_ = 0;  // slots before it have been admitted
-    std::vector<double> errors_;
-    std::vector<uint32_t> soon_;
-    std::vector<Candidate> candidates_;  // in no order; the first count_ of them
-    std::vector<double> candidate_errors_;
-    size_t count_ = 0;
-};
+void run(const Groups& groups, size_t samples, int threads, Samples out) {
+    size_t parts = std::min({size_t(std::max(threads, 1)), samples / kLeastPart, kMostParts});
+    // A part must be much longer than its early steps.
+    parts = std::min(parts, samples / (8 * kEarlyPerDataset * groups.members.size()));
+    run_in_parts(groups, samples, std::max<size_t>(parts, 1), out);
+}
 
 }  // namespace
 
 void build_blend(const double* weights, size_t datasets, size_t samples, int16_t* dataset_index,
-                 int64_t* dataset_sample_index) {
-    Blender(Groups(weights, nullptr, datasets)).run(samples, dataset_index, dataset_sample_index);
+                 int64_t* dataset_sample_index, int threads) {
+    run(Groups(weights, nullptr, datasets), samples, threads,
+        {dataset_index, dataset_sample_index});
 }
 
 void build_exhaustive_blend(const int64_t* sizes, size_t datasets, int16_t* dataset_index,
-                            int64_t* dataset_sample_index) {
+                            int64_t* dataset_sample_index, int threads) {
     const int64_t total = std::accumulate(sizes, sizes + datasets, int64_t(0));
     std::vector<double> weights(datasets);
     for (size_t j = 0; j < datasets; ++j) weights[j] = double(sizes[j]) / double(total);
-    Blender(Groups(weights.data(), sizes, datasets))
-        .run(size_t(total), dataset_index, dataset_sample_index);
+    run(Groups(weights.data(), sizes, datasets), size_t(total), threads,
+        {dataset_index, dataset_sample_index});
 }
 
 }  // namespace fastllm

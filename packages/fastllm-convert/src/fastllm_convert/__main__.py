@@ -61,10 +61,15 @@ def _wants_traceback(args: Sequence[str]) -> bool:
     return "--debug" in args[:1] or os.environ.get("FASTLLM_DEBUG", "") not in ("", "0")
 
 
+def _see_help(args: Sequence[str]) -> str:
+    """What to do about an error that has no better advice."""
+    command = next((arg for arg in args if arg in _COMMANDS), "")
+    return f"see '{' '.join(('fastllm-convert', *([command] if command else []), '--help'))}'"
+
+
 def _fail(message: str, hint: str, *, trace: bool) -> int:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    if hint:
-        print(f"hint: {' '.join(hint.split())}", file=sys.stderr)
+    print(f"hint: {' '.join(hint.split())}", file=sys.stderr)
     if trace:
         import traceback
 
@@ -81,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status = cli.main(args=args, prog_name="fastllm-convert", standalone_mode=False)
     except UserError as error:
-        return _fail(error.message, error.hint, trace=trace)
+        return _fail(error.message, error.hint or _see_help(args), trace=trace)
     except click.exceptions.Abort:
         return 130
     except KeyboardInterrupt:

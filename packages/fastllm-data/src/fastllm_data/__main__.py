@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
 
 import click
 
-from fastllm_data.cli.app import app
+from fastllm_data.cli.app import VERBS, app
 from fastllm_data.errors import UserError
 
 PROGRAM = "fastllm-data"
@@ -34,7 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if debug:
             raise
-        _say("error", str(error), error.hint)
+        _say("error", str(error), error.hint or _see_help(args))
+        return 2
+    except OSError as error:
+        if debug:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _say("error", f"{where}{error.strerror or error}", _os_hint(error))
         return 2
     except Exception as error:
         if debug:
@@ -57,11 +64,24 @@ def _debug_wanted(args: Sequence[str]) -> bool:
 
 
 def _usage_error(error: click.ClickException) -> int:
-    hint = ""
-    if isinstance(error, click.UsageError) and error.ctx is not None:
-        hint = f"see '{error.ctx.command_path} --help'"
-    _say("error", error.format_message().rstrip("."), hint)
+    has_path = isinstance(error, click.UsageError) and error.ctx is not None
+    path = error.ctx.command_path if has_path and error.ctx else PROGRAM
+    _say("error", error.format_message().rstrip("."), f"see '{path} --help'")
     return 2
+
+
+def _see_help(args: Sequence[str]) -> str:
+    """What to do about an error that has no better advice."""
+    verb = next((arg for arg in args if arg in VERBS), "")
+    return f"see '{' '.join((PROGRAM, *([verb] if verb else []), '--help'))}'"
+
+
+def _os_hint(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space and run it again; tokenize and preprocess go on with --resume"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "check who may read and write there, or give another path"
+    return "check the path"
 
 
 def _say(kind: str, message: str, hint: str = "") -> None:

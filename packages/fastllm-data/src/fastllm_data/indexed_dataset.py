@@ -97,7 +97,9 @@ class IndexedDataset:
                 "make the dataset again as 'mmap'",
             )
         if index[: len(MAGIC)] != MAGIC[: min(size, len(MAGIC))] or size == 0:
-            raise UserError(f"{path}: byte 0: not a Megatron index file")
+            raise UserError(
+                f"{path}: byte 0: not a Megatron index file", "fastllm-data tokenize makes them"
+            )
         if size < HEADER.size:
             raise UserError(f"{path}: cut short: {size} bytes, the header has {HEADER.size}")
         _, version, code, sequences, boundaries = HEADER.unpack_from(index)

@@ -115,7 +115,10 @@ def _matches(pattern: str, form: str) -> Iterator[Path]:
     else:
         found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
         if not found:
-            raise UserError(f"{pattern}: no such file")
+            raise UserError(
+                f"{pattern}: no such file",
+                "inputs are files, globs in quotes, folders, URLs, or - for standard input",
+            )
         for match in map(Path, found):
             if match.is_dir():
                 yield from _folder(match, form)
@@ -152,7 +155,7 @@ def _in_folder(path: Path, form: str) -> bool:
 
 def _local(path: Path, form: str) -> Source:
     if not os.access(path, os.R_OK):
-        raise UserError(f"{path}: cannot be read")
+        raise UserError(f"{path}: cannot be read", "check its permissions")
     info = path.stat()
     if not path.is_file():
         return Source(str(path), "pipe", 0, _format_of(path.name, form))

@@ -13,7 +13,7 @@ import numpy as np
 from fastllm_data.errors import UserError
 from fastllm_data.file_copy import append_range
 from fastllm_data.indexed_dataset import DTYPES, HEADER, MAGIC, IndexedDataset
-from fastllm_data.output import Target, read_sidecar, sha256_file, write_json
+from fastllm_data.output import WHERE_TO_WRITE, Target, read_sidecar, sha256_file, write_json
 
 COPY_ITEMS = 1 << 20
 
@@ -49,7 +49,9 @@ def merge(prefixes: Sequence[Path], out: Path, *, force: bool = False) -> Indexe
             target.file(".meta.json").unlink(missing_ok=True)  # it would describe the old dataset
         target.publish()
     except OSError as error:
-        raise UserError(f"{error.filename or out}: {error.strerror or error}") from error
+        raise UserError(
+            f"{error.filename or out}: {error.strerror or error}", WHERE_TO_WRITE
+        ) from error
     finally:
         shutil.rmtree(target.work, ignore_errors=True)
     return IndexedDataset(out)

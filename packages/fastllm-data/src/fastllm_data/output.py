@@ -12,6 +12,7 @@ from typing import Any
 from fastllm_data.errors import UserError
 
 SUFFIXES = (".bin", ".idx", ".meta.json")
+WHERE_TO_WRITE = "give a path in a folder that exists and can be written, with space left"
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def open_work_folder(out: Path, targets: list[Target], *, force: bool, resume: b
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{work}: {error.strerror}") from error
+        raise UserError(f"{work}: {error.strerror}", WHERE_TO_WRITE) from error
     return work
 
 

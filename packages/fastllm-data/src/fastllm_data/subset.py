@@ -15,7 +15,7 @@ from fastllm_data.build import SPLITS, normalize
 from fastllm_data.errors import UserError
 from fastllm_data.file_copy import append_range
 from fastllm_data.indexed_dataset import DTYPES, HEADER, MAGIC, IndexedDataset
-from fastllm_data.output import Target, read_sidecar, sha256_file, write_json
+from fastllm_data.output import WHERE_TO_WRITE, Target, read_sidecar, sha256_file, write_json
 from fastllm_data.statistics import document_lengths
 
 WRITE_ITEMS = 1 << 20
@@ -100,7 +100,9 @@ def write_subset(
             target.file(".meta.json").unlink(missing_ok=True)  # it would describe the old dataset
         target.publish()
     except OSError as error:
-        raise UserError(f"{error.filename or out}: {error.strerror or error}") from error
+        raise UserError(
+            f"{error.filename or out}: {error.strerror or error}", WHERE_TO_WRITE
+        ) from error
     finally:
         shutil.rmtree(target.work, ignore_errors=True)
     return IndexedDataset(out)

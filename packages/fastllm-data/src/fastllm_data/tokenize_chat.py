@@ -23,6 +23,7 @@ from fastllm_data.errors import UserError
 from fastllm_data.indexed_dataset import IndexedDatasetWriter
 from fastllm_data.inputs import Source, find_sources
 from fastllm_data.output import (
+    WHERE_TO_WRITE,
     Target,
     empty_folder,
     open_work_folder,
@@ -121,7 +122,7 @@ def tokenize_chat(options: ChatOptions) -> ChatSummary:
                 target.publish()
         except OSError as error:
             name = error.filename or options.out
-            raise UserError(f"{name}: {error.strerror or error}") from error
+            raise UserError(f"{name}: {error.strerror or error}", WHERE_TO_WRITE) from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return ChatSummary(options.out, counts, max(1e-9, time.perf_counter() - started))

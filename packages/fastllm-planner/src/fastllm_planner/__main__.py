@@ -34,16 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        return _report(error)
+        return _report(error, args)
 
 
-def _report(error: Exception) -> int:
+def _report(error: Exception, args: Sequence[str]) -> int:
     """Print an error in the one form they all have; a user's mistake carries its own hint."""
     # Imported here: the package behind it would double the time that --help takes.
     from fastllm_planner.arch.spec import ArchError
 
     if isinstance(error, UserError | ArchError):
-        _say("error", str(error), error.hint)
+        _say("error", str(error), error.hint or _see_help(args))
     else:
         text = f"unexpected {type(error).__name__}: {error}"
         _say("error", text, "run again with --debug for the traceback")
@@ -63,13 +63,17 @@ def _debug_wanted(args: Sequence[str]) -> bool:
 
 
 def _usage_error(error: click.ClickException, args: Sequence[str]) -> int:
-    hint = ""
-    if isinstance(error, click.UsageError):
-        verb = next((arg for arg in args if arg in VERBS), "")
-        path = error.ctx.command_path if error.ctx else f"{PROGRAM} {verb}".strip()
-        hint = f"see '{path} --help'"
+    hint = _see_help(args)
+    if isinstance(error, click.UsageError) and error.ctx:
+        hint = f"see '{error.ctx.command_path} --help'"
     _say("error", error.format_message().rstrip("."), hint)
     return 2
+
+
+def _see_help(args: Sequence[str]) -> str:
+    """What to do about an error that has no better advice."""
+    verb = next((arg for arg in args if arg in VERBS), "")
+    return f"see '{' '.join((PROGRAM, *([verb] if verb else []), '--help'))}'"
 
 
 def _say(kind: str, message: str, hint: str = "") -> None:

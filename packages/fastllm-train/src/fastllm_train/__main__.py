@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from fastllm_train.cli.app import app
+from fastllm_train.cli.app import VERBS, app
 from fastllm_train.errors import PeerError, UserError
 
 PROGRAM = "fastllm-train"
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if debug:
             raise
-        _say("error", _rank_prefix() + str(error), error.hint)
+        _say("error", _rank_prefix() + str(error), error.hint or _see_help(args))
         return 2
     except Exception as error:
         if debug:
@@ -66,11 +66,16 @@ def _rank_prefix() -> str:
 
 
 def _usage_error(error: click.ClickException) -> int:
-    hint = ""
-    if isinstance(error, click.UsageError) and error.ctx is not None:
-        hint = f"see '{error.ctx.command_path} --help'"
-    _say("error", error.format_message().rstrip("."), hint)
+    has_path = isinstance(error, click.UsageError) and error.ctx is not None
+    path = error.ctx.command_path if has_path and error.ctx else PROGRAM
+    _say("error", error.format_message().rstrip("."), f"see '{path} --help'")
     return 2
+
+
+def _see_help(args: Sequence[str]) -> str:
+    """What to do about an error that has no better advice."""
+    verb = next((arg for arg in args if arg in VERBS), "")
+    return f"see '{' '.join((PROGRAM, *([verb] if verb else []), '--help'))}'"
 
 
 def _say(kind: str, message: str, hint: str = "") -> None:

@@ -33,6 +33,8 @@ class DataConfig:
     ``source`` "chat" is instruction tuning on the one prefix that ``fastllm-data tokenize-chat``
     wrote: chats are packed into sequences and kept apart, only responses are learnt. ``overlong``:
     what becomes of chats longer than a sequence (``error``, ``truncate``, ``drop``).
+    ``cache_dir``: a folder where the order of samples is kept, for later starts and other ranks;
+    empty: every rank computes it in memory.
     ``source`` "synthetic" needs no files: sequences that a model can learn, made from ``seed``
     (for benchmarks and for trying out a layout).
     ``workers`` processes of each rank read the next steps ahead (0: none).
@@ -44,7 +46,14 @@ class DataConfig:
     tokenizer: str = ""
     seed: int = 1234
     overlong: Literal["error", "truncate", "drop"] = "error"
-    workers: int = 1
+        found = build_datasets(
+            config.paths,
+            config.split,
+            seq_len,
+            sizes,
+            config.seed + epoch,
+            config.cache_dir or None,
+        )
 
     def __post_init__(self) -> None:
         if self.source == "synthetic" and self.paths:
@@ -233,7 +242,14 @@ def _open_indexed(config: DataConfig, seq_len: int, epoch: int, split: int = 0) 
     name, place = (("training", "first"), ("validation", "second"))[split]
     sizes = (None, 0, 0) if split == 0 else (0, None, 0)
     try:
-        found = build_datasets(config.paths, config.split, seq_len, sizes, config.seed + epoch)
+        found = build_datasets(
+            config.paths,
+            config.split,
+            seq_len,
+            sizes,
+            config.seed + epoch,
+            config.cache_dir or None,
+        )
     except DataError as error:
         raise UserError(str(error), hint=error.hint) from error
     samples = found[split]

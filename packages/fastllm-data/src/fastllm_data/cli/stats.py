@@ -36,6 +36,7 @@ def command(prefix: Path, plot: Path | None, as_json: bool) -> None:
 
 def _draw(result: Statistics, path: Path) -> None:
     from fastllm_data.errors import UserError
+    from fastllm_data.output import WHERE_TO_WRITE
     from fastllm_data.plot import histogram_svg
 
     if path.suffix != ".svg":
@@ -43,4 +44,4 @@ def _draw(result: Statistics, path: Path) -> None:
     try:
         path.write_text(histogram_svg(result), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
+        raise UserError(f"{path}: {error.strerror}", WHERE_TO_WRITE) from error
