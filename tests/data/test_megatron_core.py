@@ -1,4 +1,7 @@
-"""megatron-core's own reader reads ours, and ours reads what its builder wrote."""
+"""megatron-core's own reader reads ours, ours reads what its builder wrote; equal samples of both.
+
+A million documents, about five minutes, with ``pytest -m slow tests/data/test_megatron_core.py``.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastllm_data import IndexedDataset, IndexedDatasetWriter
+from fastllm_core import blend
+from fastllm_data import GPTDataset, IndexedDataset, IndexedDatasetWriter
+from fastllm_data.gpt_dataset import SampleOptions
 
 # numpy's advice to megatron-core on arrays of torch tensors
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -37,7 +42,10 @@ def documents(seed: int, count: int) -> list[list[list[int]]]:
     ]
 
 
-@pytest.mark.parametrize("count", [0, 1, 7, 1000])
+MILLION = pytest.param(10**6, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 1000, MILLION])
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
 def test_both_ways(megatron: Any, dtype: Any, count: int, tmp_path: Path) -> None:
     import torch
@@ -64,3 +72,89 @@ def test_both_ways(megatron: Any, dtype: Any, count: int, tmp_path: Path) -> Non
     for i in range(len(mine)):
         np.testing.assert_array_equal(read[i], mine[i])
     np.testing.assert_array_equal(read.document_indices, mine.boundaries)
+
+
+@pytest.fixture(scope="module", params=[1, 2000, MILLION])
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of so many documents of 0 to 90 tokens, every ninth of them empty."""
+    prefix = tmp_path_factory.mktemp("written") / "x"
+    rng = np.random.RandomState(request.param)
+    lengths = rng.randint(1, 91, request.param)
+    ids = rng.randint(0, 60000, int(lengths.sum())).astype(np.uint16)
+    end = 0
+    with IndexedDatasetWriter(prefix, "uint16") as writer:
+        for d, length in enumerate(lengths.tolist()):
+            if d % 9 != 1:
+                writer.add(ids[end : end + length])
+            writer.end_document()
+            end += length
+    return prefix
+
+
+def megatron_samples(prefix: Path, seq_len: int, samples: int | None, seed: int, eod: int) -> Any:
+    """megatron-core's GPTDataset over all sequences of a dataset."""
+    from megatron.core.datasets import gpt_dataset  # pyright: ignore
+    from megatron.core.datasets.indexed_dataset import (  # pyright: ignore
+        IndexedDataset as TheirDataset,
+    )
+    from megatron.core.datasets.utils import Split  # pyright: ignore
+
+    class Tokenizer:
+        """As much of a tokenizer as samples need."""
+
+        unique_identifiers = {"class": "none"}  # noqa: RUF012
+        pad, vocab_size = -1, 60000
+
+        def __init__(self) -> None:
+            self.eod = eod
+
+    config = gpt_dataset.GPTDatasetConfig(
+        random_seed=seed,
+        sequence_length=seq_len,
+        split="1",
+        path_to_cache=str(prefix.with_name("cache")),
+        tokenizer=Tokenizer(),
+        reset_position_ids=True,
+        reset_attention_mask=False,
+        eod_mask_loss=True,
+        create_attention_mask=False,
+    )
+    theirs = TheirDataset(str(prefix))
+    indices = np.arange(len(theirs), dtype=np.int32)
+    return gpt_dataset.GPTDataset(theirs, str(prefix), indices, samples, Split.train, config)
+
+
+@pytest.mark.parametrize("epochs", [1.0, 1.3, 2.9])
+def test_equal_samples(megatron: Any, written: Path, epochs: float) -> None:
+    """The three indices, and samples from all over, with EOD mask and positions reset."""
+    del megatron  # skips without it
+    seq_len, seed, eod = 32, 7, 5
+    indexed = IndexedDataset(written)
+    samples = None if epochs == 1 else max(1, int(epochs * len(indexed.tokens) / seq_len))
+    if len(indexed.tokens) <= seq_len:
+        samples = 4  # more epochs than documents
+    options = SampleOptions(eod_id=eod, eod_mask_loss=True, reset_position_ids=True)
+    numbers = np.arange(len(indexed), dtype=np.int32)
+    ours = GPTDataset(indexed, numbers, seq_len, samples, seed, options)
+    theirs = megatron_samples(written, seq_len, samples, seed, eod)
+    for name in ("document_index", "sample_index", "shuffle_index"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name), name)
+    assert len(ours) == len(theirs)
+    for i in np.linspace(0, len(ours) - 1, 200).astype(int).tolist():
+        mine, other = ours[i], theirs[i]
+        for name in ("tokens", "labels", "loss_mask", "position_ids"):
+            np.testing.assert_array_equal(mine[name], other[name].numpy(), name)
+
+
+@pytest.mark.parametrize("size", [1, 60_000, pytest.param(10**7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("datasets", [1, 2, 300, 2000])
+def test_equal_blends(megatron: Any, datasets: int, size: int) -> None:
+    del megatron
+    from megatron.core.datasets import helpers_cpp  # pyright: ignore
+
+    share = np.random.RandomState(datasets).lognormal(0, 1, datasets)
+    share /= share.sum()
+    index, sample = np.zeros(size, np.int16), np.zeros(size, np.int64)
+    helpers_cpp.build_blending_indices(index, sample, share, datasets, size, False)
+    for mine, other in zip(blend(share, size), (index, sample), strict=True):
+        np.testing.assert_array_equal(mine, other)
