@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,29 @@ def test_an_epoch_covers_the_data_and_does_not_depend_on_the_run_s_length(corpus
     assert first != second
     sample = longer[0]
     assert np.array_equal(sample["tokens"][1:], sample["labels"][:-1])
+
+
+def test_a_second_start_takes_the_order_from_the_cache(
+    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = DataConfig(paths=(corpus,), split="1", seed=5)
+    cached = replace(plain, cache_dir=str(tmp_path / "cache"))
+    batch = BatchConfig(1, 2, 8)
+
+    def tokens(config: DataConfig) -> list[bytes]:
+        source = open_training_data(config, batch, steps=12, vocab=1000)
+        return [source[i]["tokens"].tobytes() for i in range(24)]
+
+    expected = tokens(plain)
+    assert tokens(cached) == expected
+
+    def build(**_: object) -> None:
+        raise AssertionError("built again")
+
+    monkeypatch.setattr("fastllm_data.gpt_dataset.gpt_indices", build)
+    assert tokens(cached) == expected
+    with pytest.raises(AssertionError, match="built again"):
+        tokens(plain)
 
 
 def test_missing_data_is_one_clear_error(tmp_path: Path) -> None:

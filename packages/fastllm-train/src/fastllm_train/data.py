@@ -33,11 +33,11 @@ class DataConfig:
     ``source`` "chat" is instruction tuning on the one prefix that ``fastllm-data tokenize-chat``
     wrote: chats are packed into sequences and kept apart, only responses are learnt. ``overlong``:
     what becomes of chats longer than a sequence (``error``, ``truncate``, ``drop``).
-    ``cache_dir``: a folder where the order of samples is kept, for later starts and other ranks;
-    empty: every rank computes it in memory.
     ``source`` "synthetic" needs no files: sequences that a model can learn, made from ``seed``
     (for benchmarks and for trying out a layout).
     ``workers`` processes of each rank read the next steps ahead (0: none).
+    ``cache_dir``: a folder where the order of samples is kept for other ranks and later starts;
+    empty: every process computes it for itself.
     """
 
     source: Literal["indexed", "chat", "synthetic"] = "indexed"
@@ -46,14 +46,8 @@ class DataConfig:
     tokenizer: str = ""
     seed: int = 1234
     overlong: Literal["error", "truncate", "drop"] = "error"
-        found = build_datasets(
-            config.paths,
-            config.split,
-            seq_len,
-            sizes,
-            config.seed + epoch,
-            config.cache_dir or None,
-        )
+    workers: int = 1
+    cache_dir: str = ""
 
     def __post_init__(self) -> None:
         if self.source == "synthetic" and self.paths:
