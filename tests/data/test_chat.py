@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import subprocess
+import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -273,6 +277,70 @@ def test_parquet_chats(tokenizer: Path, tmp_path: Path) -> None:
     assert make(tmp_path / "x.parquet", tokenizer, tmp_path / "a") == make(
         tmp_path / "x.jsonl", tokenizer, tmp_path / "b"
     )
+
+
+# Runs with a checkpoint after every fourth chat, and dies by SIGKILL when it has added so many.
+DIES = """
+import os, signal, sys
+from pathlib import Path
+from fastllm_data import chat_files, tokenize_chat as job
+left = int(sys.argv[1])
+add = chat_files.ChatFiles.add
+def counted(self, chat):
+    global left
+    add(self, chat)
+    left -= 1
+    if left == 0:
+        self._ids.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+chat_files.ChatFiles.add = counted
+job.BATCH_CHATS, job.CHECKPOINT_SECONDS = 4, 0
+source, tokenizer, out = map(Path, sys.argv[2:])
+job.tokenize_chat(job.ChatOptions((str(source),), tokenizer, out, on_error="skip", resume=True))
+"""
+
+
+def test_killed_runs_go_on_to_the_same_bytes(tokenizer: Path, tmp_path: Path) -> None:
+    lines = [json.dumps({"messages": chat}) for chat in chats(90)]
+    for place in (7, 30, 61):
+        lines.insert(place, '{"messages": "none"}')
+    source = tmp_path / "x.jsonl"
+    source.write_text("\n".join(lines) + "\n")
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    tokenize_chat(ChatOptions((str(source),), tokenizer, whole, on_error="skip"))
+    for adds in (3, 1, 26, 9, 17):  # each goes on from the last checkpoint
+        command = [sys.executable, "-c", DIES, str(adds), source, tokenizer, resumed]
+        assert subprocess.run(command).returncode == -signal.SIGKILL
+        assert not list(tmp_path.glob("resumed_chat*"))
+    options = ChatOptions((str(source),), tokenizer, resumed, on_error="skip", resume=True)
+    counts = tokenize_chat(options).counts
+    assert (counts.chats, counts.bad_lines) == (90, 3)
+    endings = ("_chat_document.bin", "_chat_document.idx", "_chat_mask.bin", "_chat_mask.idx")
+    for ending in (*endings, ".errors.txt"):
+        a, b = (Path(f"{out}{ending}").read_bytes() for out in (whole, resumed))
+        assert a == b, ending
+    assert verify(Path(f"{resumed}_chat_document")).problems == []
+    assert not (tmp_path / "resumed.partial").exists()
+
+
+def test_a_bad_line_after_a_checkpoint_keeps_what_is_done(
+    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastllm_data.tokenize_chat.BATCH_CHATS", 4)
+    monkeypatch.setattr("fastllm_data.tokenize_chat.CHECKPOINT_SECONDS", 0)
+    lines = [json.dumps({"messages": chat}) for chat in chats(20)]
+    source, out = tmp_path / "x.jsonl", tmp_path / "c"
+    source.write_text("\n".join([*lines[:11], "{}", *lines[11:]]) + "\n")
+    options = ChatOptions((str(source),), tokenizer, out)
+    with pytest.raises(UserError, match=r":12: ") as stopped:
+        tokenize_chat(options)
+    assert "--resume" in stopped.value.hint
+    with pytest.raises(UserError, match="exists"):
+        tokenize_chat(options)
+    with pytest.raises(UserError, match="other options"):
+        tokenize_chat(replace(options, resume=True, train_on="last"))
+    summary = tokenize_chat(replace(options, resume=True, on_error="skip"))
+    assert (summary.counts.chats, summary.counts.bad_lines) == (20, 1)
 
 
 def test_files_are_checked(tokenizer: Path, tmp_path: Path) -> None:

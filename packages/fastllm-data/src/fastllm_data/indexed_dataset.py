@@ -215,6 +215,19 @@ def _map(path: Path) -> mmap.mmap | bytes:
         raise UserError(f"{path}: {error.strerror}") from error
 
 
+def write_index(
+    path: Path, dtype: np.dtype[Any], lengths: NDArray[np.int32], boundaries: NDArray[np.int64]
+) -> None:
+    """Write an .idx. lengths: int32[S] of the sequences; boundaries: int64[documents + 1]."""
+    code = next(code for code, known in DTYPES.items() if known == dtype)
+    ends = np.cumsum(lengths.astype("<i8") * dtype.itemsize)
+    with path.open("wb") as file:
+        file.write(HEADER.pack(MAGIC, 1, code, len(lengths), len(boundaries)))
+        file.write(lengths.astype("<i4").tobytes())
+        file.write(np.concatenate([[0], ends])[: len(lengths)].astype("<i8").tobytes())
+        file.write(boundaries.astype("<i8").tobytes())
+
+
 class IndexedDatasetWriter:
     """Writes a dataset from Python, sequence by sequence; for tests, tools and small data.
 
@@ -224,7 +237,6 @@ class IndexedDatasetWriter:
     def __init__(self, prefix: str | Path, dtype: str = "uint16") -> None:
         self.prefix = Path(prefix)
         self.dtype = np.dtype(dtype).newbyteorder("<")
-        self._code = next(code for code, known in DTYPES.items() if known == self.dtype)
         self._bin = self._temporary(".bin").open("wb")
         self._lengths = array("i")
         self._boundaries = array("q", [0])
@@ -257,12 +269,11 @@ class IndexedDatasetWriter:
         if error is not None:
             self._temporary(".bin").unlink()
             return
-        lengths = np.array(self._lengths, dtype="<i4")
-        ends = np.cumsum(lengths.astype("<i8") * self.dtype.itemsize)
-        with self._temporary(".idx").open("wb") as file:
-            file.write(HEADER.pack(MAGIC, 1, self._code, len(lengths), len(self._boundaries)))
-            file.write(lengths.tobytes())
-            file.write(np.concatenate([[0], ends])[: len(lengths)].astype("<i8").tobytes())
-            file.write(np.array(self._boundaries, dtype="<i8").tobytes())
+        write_index(
+            self._temporary(".idx"),
+            self.dtype,
+            np.array(self._lengths, dtype="<i4"),
+            np.array(self._boundaries, dtype="<i8"),
+        )
         for suffix in (".bin", ".idx"):
             self._temporary(suffix).replace(self.prefix.with_name(self.prefix.name + suffix))

@@ -6,6 +6,8 @@ format with uint8 items and the same lengths, holds 1 where a token is learnt an
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import sys
 import time
@@ -16,11 +18,17 @@ from typing import Any
 
 from fastllm_data import __version__
 from fastllm_data.chat import ChatEncoder, EncodedChat, read_chat
+from fastllm_data.chat_files import ChatFiles
 from fastllm_data.chat_template import ChatError, ChatTemplate, Span, load_chat_template
-from fastllm_data.checkpoint import BadLines, lock_folder
+from fastllm_data.checkpoint import (
+    STATE_FILE,
+    BadLines,
+    Checkpoint,
+    load_checkpoint,
+    lock_folder,
+)
 from fastllm_data.documents import json_lines
 from fastllm_data.errors import UserError
-from fastllm_data.indexed_dataset import IndexedDatasetWriter
 from fastllm_data.inputs import Source, find_sources
 from fastllm_data.output import (
     WHERE_TO_WRITE,
@@ -37,6 +45,7 @@ from fastllm_data.tokenizer import Tokenizer, load_tokenizer
 
 BATCH_CHATS = 512
 BATCH_CHARACTERS = 4 << 20  # the library needs about 60 bytes for each
+CHECKPOINT_SECONDS = 15  # between points from which --resume can go on
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,7 @@ class ChatOptions:
     on_error: str = "stop"
     form: str = "auto"
     force: bool = False
+    resume: bool = False
 
 
 @dataclass
@@ -102,30 +112,73 @@ def tokenize_chat(options: ChatOptions) -> ChatSummary:
     tokenizer = load_tokenizer(path)
     template = load_chat_template(path, options.template, tokenizer.special_tokens)
     encoder = ChatEncoder(path, template)
-    targets = [
-        Target(options.out.with_name(f"{options.out.name}_chat_{part}"), work_folder(options.out))
-        for part in ("document", "mask")
-    ]
-    work = open_work_folder(options.out, targets, force=options.force, resume=False)
+    targets = (_target(options.out, "document"), _target(options.out, "mask"))
+    work = open_work_folder(options.out, list(targets), force=options.force, resume=options.resume)
     with lock_folder(work):
-        empty_folder(work)
+        if not options.resume:
+            empty_folder(work)
+        at = load_checkpoint(work, _fingerprint(options, tokenizer, template, sources))
         try:
-            counts = _build(options, encoder, tokenizer, sources, targets)
-            _write_sidecars(options, tokenizer, template, sources, targets, counts)
-            for name in ("errors.txt", "quarantine"):
-                final = options.out.with_name(f"{options.out.name}.{name}")
-                if (work / name).exists():
-                    (work / name).replace(final)
-                else:
-                    final.unlink(missing_ok=True)
-            for target in targets:
-                target.publish()
+            if at.stage == "build":
+                _build(options, encoder, tokenizer, sources, targets, at)
+                _write_sidecars(options, tokenizer, template, sources, targets, at)
+                at.stage = "publish"
+                at.save(work)
+            _publish(options.out, targets, at)
         except OSError as error:
             name = error.filename or options.out
-            raise UserError(f"{name}: {error.strerror or error}", WHERE_TO_WRITE) from error
-        finally:
+            hint = _what_is_kept(work) or WHERE_TO_WRITE
+            raise UserError(f"{name}: {error.strerror or error}", hint) from error
+        except UserError as error:
+            hints = [hint for hint in (error.hint, _what_is_kept(work)) if hint]
+            raise UserError(str(error), "; ".join(hints)) from error
+        except KeyboardInterrupt:
+            if said := _what_is_kept(work):
+                print(f"note: {said}", file=sys.stderr)
+            raise
+        except BaseException:
             shutil.rmtree(work, ignore_errors=True)
-    return ChatSummary(options.out, counts, max(1e-9, time.perf_counter() - started))
+            raise
+        shutil.rmtree(work, ignore_errors=True)
+    seconds = max(1e-9, time.perf_counter() - started)
+    return ChatSummary(options.out, ChatCounts(**at.counts), seconds)
+
+
+def _target(out: Path, part: str) -> Target:
+    return Target(out.with_name(f"{out.name}_chat_{part}"), work_folder(out))
+
+
+def _fingerprint(
+    options: ChatOptions, tokenizer: Tokenizer, template: ChatTemplate, sources: list[Source]
+) -> dict[str, Any]:
+    """What must be the same for a stopped run to go on; how bad lines are met may change."""
+    identity = json.dumps([source.identity() for source in sources]).encode()
+    return {
+        "tokenizer": tokenizer.sha256,
+        "chat template": template.sha256,
+        "options": {"train_on": options.train_on},
+        "inputs": hashlib.sha256(identity).hexdigest(),
+    }
+
+
+def _what_is_kept(work: Path) -> str:
+    """What to say of a stopped run; its work goes if there is no checkpoint to go on from."""
+    if (work / STATE_FILE).exists():
+        return "--resume goes on from the last checkpoint"
+    shutil.rmtree(work, ignore_errors=True)
+    return ""
+
+
+def _publish(out: Path, targets: tuple[Target, Target], at: Checkpoint) -> None:
+    work = targets[0].work
+    for name in ("errors.txt", "quarantine"):
+        final = out.with_name(f"{out.name}.{name}")
+        if (work / name).exists():
+            (work / name).replace(final)
+        elif not at.sizes.get(name):  # else a run that was killed here has moved it
+            final.unlink(missing_ok=True)
+    for target in targets:
+        target.publish()
 
 
 def _tokenizer_json(path: Path) -> Path:
@@ -144,46 +197,48 @@ def _build(
     encoder: ChatEncoder,
     tokenizer: Tokenizer,
     sources: list[Source],
-    targets: list[Target],
-) -> ChatCounts:
-    counts = ChatCounts()
-    bad = BadLines(targets[0].work, keep=options.on_error == "quarantine", sizes={})
+    targets: tuple[Target, Target],
+    at: Checkpoint,
+) -> None:
+    """From a checkpoint, which moves along, to the end of the input."""
+    counts = ChatCounts(**at.counts)
+    work = targets[0].work
+    bad = BadLines(work, keep=options.on_error == "quarantine", sizes=at.sizes)
     ids_type = "int32" if tokenizer.int32 else "uint16"
-    # One entry per target; with_name of work_file("") is what the writer adds suffixes to.
     progress = Progress(sum(source.size for source in sources))
-    with (
-        IndexedDatasetWriter(targets[0].work_file(""), ids_type) as ids,
-        IndexedDatasetWriter(targets[1].work_file(""), "uint8") as masks,
-        bad,
-        progress,
-    ):
-        for batch in _batches(options, encoder, sources, counts, bad, progress):
+    files = ChatFiles(targets, ids_type, counts.chats, counts.tokens)
+
+    def reach(source: int, line: int) -> None:
+        files.sync()
+        at.sizes = bad.sync()
+        at.counts = asdict(counts)
+        at.reach(source, 0, line)
+
+    saved = time.monotonic()
+    with files, bad, progress:
+        for batch, source, line in _batches(options, encoder, sources, counts, bad, progress, at):
             for encoded in encoder.encode(batch):
-                _add(encoded, ids, masks, counts)
+                _add(encoded, files, counts)
+            if time.monotonic() - saved >= CHECKPOINT_SECONDS:
+                reach(source, line)
+                at.save(work)
+                saved = time.monotonic()
             progress.update({
                 "input_bytes": 0, "documents": counts.chats, "tokens": counts.tokens,
                 "bad_lines": counts.bad_lines,
             })  # fmt: skip
-        bad.sync()
+        reach(len(sources), 0)
+        files.finish()
     if counts.straddling_tokens:
         print(
             f"note: {counts.straddling_tokens} tokens hold text of a prompt and of an answer, "
             "and are not learnt",
             file=sys.stderr,
         )
-    return counts
 
 
-def _add(
-    encoded: EncodedChat,
-    ids: IndexedDatasetWriter,
-    masks: IndexedDatasetWriter,
-    counts: ChatCounts,
-) -> None:
-    ids.add(encoded.ids)
-    ids.end_document()
-    masks.add(encoded.weights)
-    masks.end_document()
+def _add(encoded: EncodedChat, files: ChatFiles, counts: ChatCounts) -> None:
+    files.add(encoded)
     counts.chats += 1
     counts.tokens += len(encoded.ids)
     counts.learnt_tokens += int(encoded.weights.sum())
@@ -197,14 +252,19 @@ def _batches(
     counts: ChatCounts,
     bad: BadLines,
     progress: Progress,
-) -> Iterator[list[tuple[str, list[Span]]]]:
-    """Rendered chats, few enough at a time that memory stays small."""
+    at: Checkpoint,
+) -> Iterator[tuple[list[tuple[str, list[Span]]], int, int]]:
+    """Rendered chats, few enough at a time that memory stays small.
+
+    With each batch, how far the input has been read: number of the source, lines of it.
+    """
+    first, passed = at.source, at.line
     batch: list[tuple[str, list[Span]]] = []
     held = 0
     places = Places()
-    for source in sources:
+    for here, source in enumerate(sources[first:], first):
         for number, line in enumerate(json_lines(source, (), progress.meter), 1):
-            if not line.strip():
+            if (here == first and number <= passed) or not line.strip():
                 continue
             try:
                 rendered = encoder.render(read_chat(line, options.train_on))
@@ -223,10 +283,10 @@ def _batches(
             counts.text_bytes += len(rendered[0].encode())
             held += len(rendered[0])
             if len(batch) >= BATCH_CHATS or held >= BATCH_CHARACTERS:
-                yield batch
+                yield batch, here, number
                 batch, held = [], 0
     if batch:
-        yield batch
+        yield batch, len(sources), 0
 
 
 def _write_sidecars(
@@ -234,10 +294,11 @@ def _write_sidecars(
     tokenizer: Tokenizer,
     template: ChatTemplate,
     sources: list[Source],
-    targets: list[Target],
-    counts: ChatCounts,
+    targets: tuple[Target, Target],
+    at: Checkpoint,
 ) -> None:
-    dataset = {"documents": counts.chats, "sequences": counts.chats, "tokens": counts.tokens}
+    chats, tokens = at.counts["chats"], at.counts["tokens"]
+    dataset = {"documents": chats, "sequences": chats, "tokens": tokens}
     ids_type = "int32" if tokenizer.int32 else "uint16"
     kinds: list[tuple[str, dict[str, Any]]] = [
         (ids_type, tokenizer.describe()),
@@ -253,7 +314,7 @@ def _write_sidecars(
             "chat_template_sha256": template.sha256,
             "dtype": dtype,
             "inputs": [source.describe() for source in sources],
-            "counts": asdict(counts),
+            "counts": at.counts,
             "dataset": dataset,
             "sha256": {
                 suffix[1:]: sha256_file(target.work_file(suffix)) for suffix in (".bin", ".idx")

@@ -48,6 +48,7 @@ from fastllm_data.cli.app import ExampleCommand, print_json
     help="What to do with a bad line.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--resume", is_flag=True, help="Go on with a run that was stopped or killed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     inputs: tuple[str, ...],
@@ -58,6 +59,7 @@ def command(
     form: str,
     on_error: str,
     force: bool,
+    resume: bool,
     as_json: bool,
 ) -> None:
     """Turn chats into tokens and loss masks, for instruction tuning.
@@ -78,6 +80,7 @@ def command(
             on_error=on_error,
             form=form,
             force=force,
+            resume=resume,
         )
     )
     if as_json:
