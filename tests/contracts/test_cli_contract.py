@@ -130,7 +130,7 @@ MISSING: dict[str, dict[str, str]] = {
         "calibrate": "missing",
         "validate": "missing",
         "classic": "--hidden missing",
-        "report": "--model missing/config.json --gpu H100-SXM --gpus 8",
+        "report": "--model missing/config.json --gpu H100-SXM --gpus 8 --out out.html",
         "serve": "--port missing",
         "models": "missing",
         "gpus": "--missing",

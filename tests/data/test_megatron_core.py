@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -99,21 +100,14 @@ def megatron_samples(prefix: Path, seq_len: int, samples: int | None, seed: int,
     )
     from megatron.core.datasets.utils import Split  # pyright: ignore
 
-    class Tokenizer:
-        """As much of a tokenizer as samples need."""
-
-        unique_identifiers = {"class": "none"}  # noqa: RUF012
-        pad, vocab_size = -1, 60000
-
-        def __init__(self) -> None:
-            self.eod = eod
-
+    # As much of a tokenizer as samples need.
+    tokenizer: Any = SimpleNamespace(unique_identifiers={}, pad=-1, eod=eod, vocab_size=60000)
     config = gpt_dataset.GPTDatasetConfig(
         random_seed=seed,
         sequence_length=seq_len,
         split="1",
         path_to_cache=str(prefix.with_name("cache")),
-        tokenizer=Tokenizer(),
+        tokenizer=tokenizer,
         reset_position_ids=True,
         reset_attention_mask=False,
         eod_mask_loss=True,

@@ -64,8 +64,8 @@ def _debug_wanted(args: Sequence[str]) -> bool:
 
 
 def _usage_error(error: click.ClickException) -> int:
-    has_path = isinstance(error, click.UsageError) and error.ctx is not None
-    path = error.ctx.command_path if has_path and error.ctx else PROGRAM
+    ctx = error.ctx if isinstance(error, click.UsageError) else None
+    path = ctx.command_path if ctx else PROGRAM
     _say("error", error.format_message().rstrip("."), f"see '{path} --help'")
     return 2
 

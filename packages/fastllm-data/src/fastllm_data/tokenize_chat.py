@@ -269,13 +269,13 @@ def _batches(
             try:
                 rendered = encoder.render(read_chat(line, options.train_on))
             except ChatError as error:
-                name, at = places.of(source, number)
+                name, place = places.of(source, number)
                 if options.on_error == "stop":
                     raise UserError(
-                        f"{name}:{at}: {error}", "--on-error skip or quarantine goes on past it"
+                        f"{name}:{place}: {error}", "--on-error skip or quarantine goes on past it"
                     ) from error
                 counts.bad_lines += 1
-                said = bad.add(name, at, str(error), line)
+                said = bad.add(name, place, str(error), line)
                 if bad.count <= BadLines.SHOWN:
                     progress.say(f"warning: {said}")
                 continue
