@@ -10,9 +10,9 @@
 
 #include <algorithm>
 #include <functional>
+#include <future>
 #include <memory>
 #include <numeric>
-#include <thread>
 #include <vector>
 
 #include "blender.hpp"
@@ -116,11 +116,12 @@ void run_in_parts(const Groups& groups, size_t samples, size_t parts, Samples ou
         if (p != 0 && !guess_drawn(start, from)) return run_in_parts(groups, samples, 1, out);
         all[p].blender = std::make_unique<Blender>(std::move(start), from);
     }
-    std::vector<std::thread> threads;
+    std::vector<std::future<void>> running;
     for (size_t p = 1; p < parts; ++p)
-        threads.emplace_back([&, p] { run_guessed(all[p], early, out); });
+        running.push_back(
+            std::async(std::launch::async, [&, p] { run_guessed(all[p], early, out); }));
     all[0].blender->run(all[0].end, out.dataset, out.number);
-    for (std::thread& thread : threads) thread.join();
+    for (std::future<void>& part : running) part.get();
     Blender* truth = all[0].blender.get();
     for (size_t p = 1; p < parts; ++p)
         if (repair(*truth, all[p], out)) truth = all[p].blender.get();
