@@ -1,6 +1,6 @@
 """megatron-core's own reader reads ours, ours reads what its builder wrote; equal samples of both.
 
-A million documents, about five minutes, with ``pytest -m slow tests/data/test_megatron_core.py``.
+A million documents, about four minutes, with ``pytest -m slow tests/data/test_megatron_core.py``.
 """
 
 from __future__ import annotations
