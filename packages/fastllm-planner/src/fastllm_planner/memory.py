@@ -307,8 +307,11 @@ def stage_memory(
 def _reduced_gradients(
     layout: Layout, gradients: float, averaged: float, activations: float, stage: int
 ) -> float:
-    """Gradient bytes at the peak, without buckets. ZeRO-1 makes the averaged part in the last
-    micro-batch, when the ``activations`` of the others in flight are gone."""
+    """Gradient bytes at the peak, without buckets. What is reduced in the same micro-batch is not
+    kept. ZeRO-1 makes the averaged part in the last one, when the ``activations`` of the others in
+    flight are gone."""
+    if layout.micro_batches == 1:
+        return averaged
     if layout.zero_stage == 2:
         return max(gradients, averaged)
     return gradients + max(0.0, averaged - activations * (in_flight(layout, stage) - 1.0))

@@ -1,4 +1,5 @@
-"""DeepSpeed checkpoints without pipeline: ZeRO 0, 1, 2 and 3; fastllm-train's tensor parallelism.
+"""DeepSpeed checkpoints of plain modules: ZeRO 0, 1, 2 and 3; fastllm-train's tensor parallelism and
+pipeline stages. (``megatron_deepspeed`` reads the layer files of DeepSpeed's own pipeline.)
 
 ``<root>/latest`` names ``<root>/global_stepN``. Model weights lie in ``mp_rank_00_model_states.pt``
 (stage 3: one file per rank, its tensors empty); fp32 masters, as flat partitions, in
@@ -134,7 +135,7 @@ def read(path: Path, *, weights: Weights = "model", config: Path | None = None) 
     """Pickles and config only. ``weights``: what the model computed with, or the fp32 masters.
 
     Stage 3 stores no model weights; they are the masters, rounded to the training type. Several
-    model-parallel ranks are fastllm-train's tensor parallelism: shards under canonical names.
+    model-parallel ranks are fastllm-train's: shards under canonical names, stage after stage.
     """
     folder = tag_folder(path)
     if folder is None:
@@ -142,15 +143,21 @@ def read(path: Path, *, weights: Weights = "model", config: Path | None = None) 
     files = _list_files(folder)
     ranks = [_read_rank(f, weights, len(files)) for f in files]
     spec, companions = _describe(path, folder, config)
+    stages = pipeline_stages([r.tensors for r in ranks], str(folder))
     equal: list[tuple[str, Array, Array]] = []
-    tensors = ranks[0].tensors
+    tensors: dict[str, Array] = dict(ranks[0].tensors)
     if len(ranks) > 1:
-        tensors, equal = merge_tensor_parallel(spec, [r.tensors for r in ranks], str(folder))
+        tensors = {}
+        for stage in stages:
+            merged, copies = merge_tensor_parallel(spec, stage, str(folder))
+            tensors |= merged
+            equal += copies
     canonical, tied = to_canonical(spec, tensors, str(folder))
     first = ranks[0]
     kind = f"ZeRO-{first.stage} fp32 masters" if first.masters else "model weights"
     size = f"{max(1, len(files[0].optim))} data-parallel ranks"
-    size += f", tp {len(ranks)}" if len(ranks) > 1 else ""
+    size += f", tp {len(stages[0])}" if len(stages[0]) > 1 else ""
+    size += f", pp {len(stages)}" if len(stages) > 1 else ""
     return Checkpoint(
         format="deepspeed",
         summary=f"DeepSpeed {folder.name}, {spec.family}, {kind}, {size}",
@@ -161,6 +168,31 @@ def read(path: Path, *, weights: Weights = "model", config: Path | None = None) 
         equal=[*equal, *tied],
         rounded=first.trained_in,
     )
+
+
+def pipeline_stages(
+    ranks: Sequence[Mapping[str, Array]], where: str
+) -> list[list[Mapping[str, Array]]]:
+    """Model-parallel ranks by stage. Tensor-parallel ranks are neighbours and hold parts of the same
+    tensors, stages hold different ones."""
+    stages: list[list[Mapping[str, Array]]] = []
+    for tensors in ranks:
+        if stages and tensors.keys() == stages[-1][0].keys():
+            stages[-1].append(tensors)
+        else:
+            stages.append([tensors])
+    seen: set[str] = set()
+    for stage in stages:
+        twice = seen & stage[0].keys()
+        if twice or len(stage) != len(stages[0]):
+            sizes = ", ".join(str(len(s)) for s in stages)
+            raise UserError(
+                f"{where}: model-parallel ranks hold neither parts of the same tensors nor those of "
+                f"pipeline stages ({sizes} ranks have tensors in common"
+                + (f", {min(twice)} is on two stages)" if twice else ")")
+            )
+        seen |= stage[0].keys()
+    return stages
 
 
 def merge_tensor_parallel(
