@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from planted import left_out, left_out_once, replaced
-from train_layouts import FAMILIES, TINY, samples_of, tiny_config
+from train_layouts import FAMILIES, TINY, PackedSamples, samples_of, tiny_config
 
 from fastllm_planner.arch import ArchSpec, ParamSpec, iter_params
 from fastllm_train import context_parallel
@@ -49,6 +49,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "biases": {"qkv_bias": True, "attention_out_bias": True, "mlp_bias": True},
     "qwen3": {"family": "qwen3", "qk_norm": True, "tied_embeddings": True},
     "mistral": {"family": "mistral", "sliding_window": 8},
+    "chats": {},  # several documents in a sequence
+    "chats, window": {"family": "mistral", "sliding_window": 8},
 }
 SP = {"sequence_parallel": True}
 FULL, SELECTIVE = {"recompute": "full"}, {"recompute": "selective"}
@@ -82,6 +84,10 @@ OTHERS: dict[int, dict[str, dict[str, Any]]] = {
         "biases: tp2 sp": {"tp": 2, **SP},
         "qwen3: tp2 sp": {"tp": 2, **SP},
         "mistral: tp2 sp, selective": {"tp": 2, **SP, **SELECTIVE},
+        "chats: tp2 sp": {"tp": 2, **SP},
+        "chats: pp2": {"pp": 2},
+        "chats: cp2": {"cp": 2},
+        "chats, window: cp2, full": {"cp": 2, **FULL},
     },
     4: {
         "odd depth: pp4": {"pp": 4},
@@ -96,6 +102,8 @@ OTHERS: dict[int, dict[str, dict[str, Any]]] = {
         "baichuan: cp2 tp2": {"cp": 2, "tp": 2},
         "gpt2: pp2 dp2": {"pp": 2, "dp": 2},
         "qwen3: cp2 pp2": {"cp": 2, "pp": 2},
+        "chats: cp2 pp2": {"cp": 2, "pp": 2},
+        "chats: cp2 tp2 sp": {"cp": 2, "tp": 2, **SP},
         "mixtral: tp2 dp2": {"tp": 2, "dp": 2},
         "mixtral: ep2 dp4": {"ep": 2, "dp": 4},
         "mixtral: ep2 tp2 sp": {"ep": 2, "dp": 2, "tp": 2, **SP},
@@ -129,6 +137,7 @@ def config_of(name: str, layout: dict[str, Any]) -> Config:
         model={"arch": arch},
         parallel=layout,
         batch={"micro": 1, "global": 4},
+        data={"source": "chat", "paths": ["unread"]} if name.startswith("chats") else {},
         speed={"kernels": "torch"},
     )
 
@@ -147,8 +156,9 @@ def filled(
 
 
 def micro_batches(config: Config, spec: ArchSpec, dp_rank: int) -> list[Any]:
-    dp = config.parallel.dp
-    return read_step(samples_of(config, spec), 8, config.batch, dp, dp_rank, spec.vocab)
+    dp, samples = config.parallel.dp, samples_of(config, spec)
+    source = PackedSamples(samples) if config.data.source == "chat" else samples
+    return read_step(source, 8, config.batch, dp, dp_rank, spec.vocab)
 
 
 def arrays_of(batch: Any) -> tuple[Any, ...]:
@@ -156,10 +166,10 @@ def arrays_of(batch: Any) -> tuple[Any, ...]:
 
 
 @cache
-def whole_gradients(spec: ArchSpec) -> tuple[float, dict[str, torch.Tensor]]:
+def whole_gradients(arch: str, spec: ArchSpec) -> tuple[float, dict[str, torch.Tensor]]:
     """Mean loss and gradients of the whole batch in one process, micro-batch by micro-batch (an
     auxiliary loss depends on what shares one; in every layout one sequence is one)."""
-    config = config_of("llama", {})
+    config = config_of(arch, {})
     model = whole_model(config, spec).double()
     filled(model, spec, lambda _, whole: whole)
     total = weight = 0.0
@@ -216,11 +226,12 @@ def part_gradients(
     return float(total / sums), grads, unequal
 
 
-def error_of(config: Config) -> dict[str, float]:
+def error_of(name: str, layout: dict[str, Any]) -> dict[str, float]:
     """Relative errors of the loss and of the worst gradient that this rank holds; 1 for tensors
     that tensor-parallel ranks hold in copies whose gradients differ."""
+    config = config_of(name, layout)
     spec = config.model.resolve()
-    loss, want = whole_gradients(spec)
+    loss, want = whole_gradients(name.split(":")[0], spec)
     got_loss, got, unequal = part_gradients(config, spec, build_mesh(config.parallel))
     total = torch.stack([g.norm() for g in want.values()]).norm()
     # A bias on GPT-2's keys has no effect: its gradient is rounding, compared with the whole.
@@ -245,6 +256,12 @@ BROKEN: dict[str, tuple[str, Any, str, Callable[..., Any]]] = {
     "without the sum behind attention and MLP": ("llama: tp4", apply, "sum_over_ranks", left_out),
     "without the sum of gradients into them": ("llama: tp4", apply, "sum_gradient", left_out),
     "without the sum of norm gradients": ("llama: tp4 sp", layers, "sum_gradient", left_out),
+    "with documents that begin elsewhere": (
+        "chats: cp2 pp2",
+        context_parallel,
+        "gather_sequence",
+        lambda gather, ids, group: gather(ids, group).roll(1, dims=1),
+    ),
     "without the head's gradient": (
         "gpt2: pp2 dp2",
         TiedEmbedding,
@@ -269,18 +286,15 @@ BROKEN: dict[str, tuple[str, Any, str, Callable[..., Any]]] = {
 
 def broken_error(what: str) -> dict[str, float]:
     name, owner, attribute, wrong = BROKEN[what]
-    config = config_of(name, LAYOUTS[4][name])
     with replaced(owner, attribute, wrong):
-        return error_of(config)
+        return error_of(name, LAYOUTS[4][name])
 
 
 def main() -> None:
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     world_size = dist.get_world_size()
-    found = {
-        name: error_of(config_of(name, layout)) for name, layout in LAYOUTS[world_size].items()
-    }
+    found = {name: error_of(name, layout) for name, layout in LAYOUTS[world_size].items()}
     if world_size == 4:
         found |= {what: broken_error(what) for what in BROKEN}
     worst = torch.tensor([[e[k] for k in sorted(e)] for e in found.values()])

@@ -22,7 +22,7 @@ from pathlib import Path
 from fastllm_train.launch import free_port, worker_environment
 
 Job = tuple[int, list[str]]
-# What ranks would each import by and by: DeepSpeed's engine and checkpointing bring the compiler.
+# (DeepSpeed's engine and recomputation bring the compiler.)
 IMPORTED_BY_RANKS = (
     "fastllm_train.loop",
     "torch._dynamo",
@@ -53,18 +53,10 @@ def run_ranks(arguments: list[str], world_size: int) -> None:
     run_jobs([(world_size, arguments)])
 
 
-def _run(job: Job, folder: Path) -> None:
+def run_job(job: Job, folder: Path) -> None:
     """Fork the ranks and wait; ends this process with a log if one of them fails."""
-    world_size, (file, *arguments) = job
-    module = importlib.import_module(Path(file).stem)
-    port = free_port()
-    ranks: dict[int, int] = {}
-    for rank in range(world_size):
-        pid = os.fork()
-        if pid == 0:
-            environment = worker_environment(os.environ, rank, world_size, port)
-            _become(module.main, [file, *arguments], environment, folder / str(rank))
-        ranks[pid] = rank
+    world_size, (file, *_) = job
+    ranks = fork_ranks(job, folder)
     deadline = time.monotonic() + TIMEOUT_S
     while ranks:
         pid, status = os.waitpid(-1, os.WNOHANG)
@@ -79,6 +71,21 @@ def _run(job: Job, folder: Path) -> None:
             sys.exit(f"{Path(file).name}, rank {rank} of {world_size}:\n{log}")
         else:
             time.sleep(POLL_S)
+
+
+def fork_ranks(job: Job, folder: Path) -> dict[int, int]:
+    """Process id → rank; each one's log is the file of its number in ``folder``."""
+    world_size, (file, *arguments) = job
+    module = importlib.import_module(Path(file).stem)
+    port = free_port()
+    ranks: dict[int, int] = {}
+    for rank in range(world_size):
+        pid = os.fork()
+        if pid == 0:
+            environment = worker_environment(os.environ, rank, world_size, port)
+            _become(module.main, [file, *arguments], environment, folder / str(rank))
+        ranks[pid] = rank
+    return ranks
 
 
 def _become(main: object, arguments: list[str], environment: dict[str, str], log: Path) -> None:
@@ -101,15 +108,20 @@ def _become(main: object, arguments: list[str], environment: dict[str, str], log
         os._exit(status)
 
 
-def main() -> None:
+def import_for_ranks() -> None:
+    """What ranks would each import by themselves."""
     from fastllm_train.engine_deepspeed import import_deepspeed
 
     import_deepspeed("cpu")
     for name in IMPORTED_BY_RANKS:
         importlib.import_module(name)
+
+
+def main() -> None:
+    import_for_ranks()
     for job in json.loads(Path(sys.argv[1]).read_text()):
         with tempfile.TemporaryDirectory() as folder:
-            _run(job, Path(folder))
+            run_job(job, Path(folder))
 
 
 if __name__ == "__main__":

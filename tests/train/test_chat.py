@@ -122,7 +122,6 @@ def build_and_refuse(table: dict[str, Any]) -> None:
     [
         ({"data": {"source": "chat"}}, "takes one prefix"),
         ({"data": {"source": "chat", "paths": ["a", "b"]}}, "takes one prefix"),
-        ({"parallel": {"cp": 2}}, "cut along the sequence"),
         (
             {"model": {"arch": {**TINY, "family": "baichuan", "position": "alibi", "kv_heads": 4}}},
             "under ALiBi",

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from fastllm_convert.__main__ import main as convert
 from safetensors.torch import load_file
 from train_layouts import ADAMW, TINY, Trajectory, tiny_config
 from train_worker import SAVE_AT, run_layouts
 
+from fastllm_convert.__main__ import main as convert
 from fastllm_planner.arch import to_hf_config
 from fastllm_train.config import Config
 

@@ -87,6 +87,25 @@ class UnevenSamples:
         }
 
 
+class PackedSamples:
+    """Each of ``samples`` as three documents, the first two tokens of each not learnt."""
+
+    def __init__(self, samples: UnevenSamples) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self._samples[index]
+        length = len(sample["tokens"])
+        ends = (length // 4 + index % 3, length // 2 + index % 5)
+        parts = np.split(np.arange(length), ends)
+        positions = np.concatenate([np.arange(len(part)) for part in parts])
+        mask = sample["loss_mask"] * (positions >= 2)
+        return {**sample, "position_ids": positions, "loss_mask": mask.astype(np.float32)}
+
+
 def tiny_config(**sections: dict[str, Any]) -> Config:
     """A config of the tiny model; ``sections`` are merged over defaults that make clipping act."""
     table: dict[str, dict[str, Any]] = {

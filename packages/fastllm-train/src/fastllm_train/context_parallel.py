@@ -10,7 +10,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastllm_train.collectives import exchange_dimensions, mean_of_summed
+from fastllm_train.collectives import exchange_dimensions, gather_sequence, mean_of_summed
 from fastllm_train.mesh import Mesh
 from fastllm_train.models.attention import Core
 from fastllm_train.models.decoder import Block, Trunk
@@ -23,6 +23,7 @@ def cut_context(trunk: Trunk, mesh: Mesh) -> None:
     """Put the exchange around every layer's attention."""
     group = mesh.cp_group
     trunk.context_ranks = group.size()
+    trunk.whole_positions = lambda ids: gather_sequence(ids, group)
     for block in trunk.layers.values():
         assert isinstance(block, Block)
         block.self_attn.core = HeadExchange(block.self_attn.core, group)

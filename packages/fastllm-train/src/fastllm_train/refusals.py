@@ -40,11 +40,6 @@ def _sizes(config: Config, spec: ArchSpec) -> None:
     if config.data.source == "chat":
         if spec.position == "alibi":
             raise UserError("packed chats cannot be kept apart under ALiBi in this version")
-        if config.parallel.cp > 1:
-            raise UserError(
-                "packed chats cannot be cut along the sequence in this version",
-                hint="set parallel.cp=1",
-            )
         if config.eval.every:
             raise UserError(
                 "packed chats have no validation split in this version", hint="set eval.every=0"

@@ -1,5 +1,5 @@
-"""DeepSpeed checkpoints of plain modules: ZeRO 0, 1, 2 and 3; fastllm-train's tensor parallelism and
-pipeline stages. (``megatron_deepspeed`` reads the layer files of DeepSpeed's own pipeline.)
+"""DeepSpeed checkpoints of plain modules: ZeRO 0, 1, 2 and 3; fastllm-train's tensor parallelism
+and pipeline stages. (``megatron_deepspeed`` reads the layer files of DeepSpeed's own pipeline.)
 
 ``<root>/latest`` names ``<root>/global_stepN``. Model weights lie in ``mp_rank_00_model_states.pt``
 (stage 3: one file per rank, its tensors empty); fp32 masters, as flat partitions, in
@@ -173,8 +173,8 @@ def read(path: Path, *, weights: Weights = "model", config: Path | None = None) 
 def pipeline_stages(
     ranks: Sequence[Mapping[str, Array]], where: str
 ) -> list[list[Mapping[str, Array]]]:
-    """Model-parallel ranks by stage. Tensor-parallel ranks are neighbours and hold parts of the same
-    tensors, stages hold different ones."""
+    """Model-parallel ranks by stage. Tensor-parallel ranks are neighbours and hold parts of the
+    same tensors, stages hold different ones."""
     stages: list[list[Mapping[str, Array]]] = []
     for tensors in ranks:
         if stages and tensors.keys() == stages[-1][0].keys():
@@ -185,11 +185,11 @@ def pipeline_stages(
     for stage in stages:
         twice = seen & stage[0].keys()
         if twice or len(stage) != len(stages[0]):
-            sizes = ", ".join(str(len(s)) for s in stages)
+            what = f"{min(twice)!r} is on two stages" if twice else "stages of several sizes"
             raise UserError(
-                f"{where}: model-parallel ranks hold neither parts of the same tensors nor those of "
-                f"pipeline stages ({sizes} ranks have tensors in common"
-                + (f", {min(twice)} is on two stages)" if twice else ")")
+                f"{where}: model-parallel ranks hold neither parts of the same tensors nor those "
+                f"of pipeline stages: {what}",
+                hint="a shard is damaged or belongs to another run",
             )
         seen |= stage[0].keys()
     return stages

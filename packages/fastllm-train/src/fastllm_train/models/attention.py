@@ -40,12 +40,12 @@ def positions(
     position_ids: Tensor,
     dtype: torch.dtype,
     context_ranks: int = 1,
-    *,
-    documents: bool = False,
+    documents: Tensor | None = None,
 ) -> Positions:
     """For ``position_ids`` int64 [B, S], a rank's part of a sequence cut over ``context_ranks``.
 
-    With ``documents`` a position 0 begins one, and attention stays within it.
+    ``documents``: the whole sequence's position ids where a position 0 begins a document and
+    attention stays within it.
     """
     length, device = position_ids.shape[1] * context_ranks, position_ids.device
     angles = rotation(spec.rope, spec.head_dim, position_ids) if spec.position == "rope" else None
@@ -53,8 +53,8 @@ def positions(
     if spec.sliding_window is not None and spec.sliding_window < length:
         window = sliding_window(length, spec.sliding_window, device)
     visible = None
-    if documents:
-        visible = same_document(position_ids)
+    if documents is not None:
+        visible = same_document(documents)
         window = None if window is None else visible & window
     alibi = alibi_bias(spec.heads, length, device).to(dtype) if spec.position == "alibi" else None
     return Positions(angles, visible, visible if window is None else window, alibi)

@@ -5,6 +5,7 @@ Shapes: B batch, S sequence, H hidden, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -49,6 +50,10 @@ class Block(nn.Module):
         return x + self.mlp(normed)
 
 
+def _itself(x: Tensor) -> Tensor:
+    return x
+
+
 class Trunk(nn.Module):
     """Embedding, layers, final norm: tokens [B, S] → [B, S, H].
 
@@ -64,7 +69,9 @@ class Trunk(nn.Module):
         self.spec = spec
         self.documents = documents
         self.recompute_blocks = recompute == "full"
-        self.context_ranks = 1  # over how many ranks the sequence is cut
+        # Over how many ranks the sequence is cut; the whole sequence's positions from a part's.
+        self.context_ranks = 1
+        self.whole_positions: Callable[[Tensor], Tensor] = _itself
         self.embed_tokens: nn.Module = nn.Embedding(spec.vocab, spec.hidden)
         if spec.position == "learned":
             self.embed_positions: nn.Module = nn.Embedding(spec.max_seq_len, spec.hidden)
@@ -90,9 +97,8 @@ class Trunk(nn.Module):
 
     def run_layers(self, x: Tensor, position_ids: Tensor) -> Tensor:
         """The layers held here."""
-        where = positions(
-            self.spec, position_ids, x.dtype, self.context_ranks, documents=self.documents
-        )
+        documents = self.whole_positions(position_ids) if self.documents else None
+        where = positions(self.spec, position_ids, x.dtype, self.context_ranks, documents)
         for layer in self.layers.values():
             if self.recompute_blocks and self.training:
                 x = checkpoint(layer, x, where, use_reentrant=False)
