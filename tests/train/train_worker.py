@@ -53,6 +53,11 @@ def mean_of_means(tensors: Any, engine: Any, batch: Any) -> list[torch.Tensor]:
     return [*rest, mask / mask.sum().clamp(min=1)]
 
 
+def saved_again(config: Config, name: str) -> Path:
+    """Where a run that starts from a portable checkpoint saves before its first step."""
+    return Path(config.run.out) / name / f"global_step{SAVE_AT}"
+
+
 @contextmanager
 def planted(name: str) -> Iterator[None]:
     """What a run's name says is done wrong in it."""
@@ -96,6 +101,8 @@ def _run(name: str, config: Config) -> dict[str, Any]:
         state = engine.load(folder)
         first = state["step"] + 1
         assert state["consumed_samples"] == SAVE_AT * config.batch.global_size
+        if start is not None:  # what has been loaded, gathered again
+            engine.save(saved_again(config, name), {"step": SAVE_AT, "consumed_samples": 0})
     losses: list[float] = []
     norms: list[float] = []
     for step in range(first, config.schedule.steps + 1):
