@@ -50,7 +50,7 @@ class CheckpointConfig:
 
 def written_format(config: CheckpointConfig, parallel: ParallelConfig) -> str:
     """ "deepspeed" or "portable". DeepSpeed's files cannot hold experts shared out over ranks;
-    those of pipeline stages can be resumed from, but nothing else reads them."""
+    those of pipeline stages are resumed from and converted, but no tool of DeepSpeed reads them."""
     if config.format != "auto":
         return config.format
     return "portable" if parallel.ep > 1 or parallel.pp > 1 else "deepspeed"
