@@ -26,7 +26,7 @@ from fastllm_train.spikes import SpikesConfig, SpikeWatch
 ADAMW = {"name": "adamw", "lr": 3e-3, "weight_decay": 0.1}
 REWIND = {"policy": "rewind"}
 SKIP = {"policy": "skip"}
-FP16 = {"dtype": "fp16", "loss_scale": 2**18, "loss_scale_hysteresis": 1, "loss_scale_window": 1}
+FP16 = {"dtype": "fp16", "loss_scale": 2**19, "loss_scale_hysteresis": 1, "loss_scale_window": 1}
 
 
 def table_of(folder: Path, parallel: dict[str, Any], **sections: Any) -> dict[str, Any]:
@@ -180,8 +180,7 @@ def test_fp16_leaves_out_overflowing_steps_on_all_ranks(
     folder, endings = ran
     assert [ending[f"fp16 {layout}"] for ending in endings] == ["step 8"] * 2
     steps = steps_of(folder / f"fp16 {layout}")
-    assert not steps[0]["updated"]
-    assert sum(step["updated"] for step in steps) >= 3
+    assert 3 <= sum(step["updated"] for step in steps) < 8
     for step, after in itertools.pairwise(steps):
         if not step["updated"]:
             assert math.isinf(step["grad_norm"])

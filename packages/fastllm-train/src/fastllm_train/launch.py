@@ -35,10 +35,17 @@ def worker_environment(
         "LOCAL_WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": str(threads_per_process(env, world_size)),
+        **speed_settings(env, world_size),
+        LAUNCHER_PID: str(os.getpid()),
+    }
+
+
+def speed_settings(env: Mapping[str, str], processes: int) -> dict[str, str]:
+    """Variables that make ``processes`` processes of a machine fast; what ``env`` sets stays."""
+    return {
+        "OMP_NUM_THREADS": str(threads_per_process(env, processes)),
         # torch asks for huge pages: else every large tensor is faulted in page by page on a CPU
         "THP_MEM_ALLOC_ENABLE": env.get("THP_MEM_ALLOC_ENABLE", "1"),
-        LAUNCHER_PID: str(os.getpid()),
     }
 
 

@@ -6,8 +6,13 @@ stays a function of the samples consumed, and a jump (going back, resuming) star
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
+from multiprocessing import RawValue
+from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -37,6 +42,7 @@ class StepReader:
         self._read = lambda consumed: read(source, consumed, batch, dp, dp_rank, vocab)
         self._ahead: Iterator[list[MicroBatch] | UserError] | None = None
         self._next = -1
+        self._ended = RawValue("b", 0)  # shared with the workers
 
     def read(self, consumed: int) -> list[MicroBatch]:
         """The step after ``consumed`` samples. ``UserError`` for bad data or a dead worker."""
@@ -54,10 +60,17 @@ class StepReader:
         return found
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers; nothing can be read afterwards."""
+        self._end()
         self._ahead = None
+        atexit.unregister(self._end)
+
+    def _end(self) -> None:
+        self._ended.value = 1
 
     def _start(self, consumed: int) -> Iterator[list[MicroBatch] | UserError]:
+        if self._ahead is None:
+            atexit.register(self._end)  # before multiprocessing's own, which waits for workers
         self._ahead = None  # the workers from before end here
         loader: DataLoader[list[MicroBatch] | UserError] = DataLoader(
             _Steps(self._read),
@@ -66,7 +79,7 @@ class StepReader:
             num_workers=self._workers,
             prefetch_factor=STEPS_AHEAD,
             collate_fn=_as_it_is,
-            worker_init_fn=_settle_worker,
+            worker_init_fn=partial(_settle_worker, self._ended),
             multiprocessing_context="fork",  # datasets are mapped files and closures
         )
         return iter(loader)
@@ -113,9 +126,16 @@ def _as_it_is(step: list[MicroBatch] | UserError) -> list[MicroBatch] | UserErro
     return step
 
 
-def _settle_worker(worker: int) -> None:
-    """A scheduler's SIGTERM reaches every process of a job; the rank answers it, and ends its
-    workers when it has saved. The run's lock must not live on in a worker whose rank is gone."""
+def _settle_worker(ended: Any, worker: int) -> None:
+    """A scheduler's SIGTERM reaches every process of a job. The rank answers it; a worker obeys
+    only when the rank has said that it is done. The run's lock must not live on in a worker whose
+    rank is gone."""
     del worker
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def obey(number: int, frame: object) -> None:
+        del number, frame
+        if ended.value:
+            os._exit(0)
+
+    signal.signal(signal.SIGTERM, obey)
     leave_locks()

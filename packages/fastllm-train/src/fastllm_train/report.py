@@ -25,14 +25,22 @@ RATES = (
 )
 
 
+EVENTS = ("rewind", "skip")
+
+
 @dataclass(frozen=True)
 class Metrics:
     """A metrics file: its restarts, and each step once (a step trained again after a restart counts
-    as it was trained last). ``since_start`` numbers a step within its restart, from 0."""
+    as it was trained last). ``since_start`` numbers a step within its restart, from 0. ``ranks`` is
+    the last record of all ranks' times; ``events`` are restarts, rewinds and updates left out."""
 
     runs: Sequence[dict[str, Any]]
     steps: Sequence[dict[str, Any]]
     since_start: Sequence[int]
+    evaluations: Sequence[dict[str, Any]] = ()
+    checkpoint_s: float = 0.0
+    ranks: dict[str, Any] | None = None
+    events: Sequence[dict[str, Any]] = ()
 
 
 def read_metrics(path: Path) -> Metrics:
@@ -45,6 +53,7 @@ def read_metrics(path: Path) -> Metrics:
         ) from error
     runs: list[dict[str, Any]] = []
     steps: dict[int, tuple[int, dict[str, Any]]] = {}
+    others: dict[str, list[dict[str, Any]]] = {}
     since = 0
     for number, line in enumerate(lines, 1):
         record = _record(line)
@@ -57,13 +66,27 @@ def read_metrics(path: Path) -> Metrics:
                 raise UserError(f"{path}:{number} has schema {record.get('schema')!r}")
             runs.append(record)
             since = 0
+            if len(runs) > 1:
+                others.setdefault("event", []).append(record)
         elif record["kind"] == "step":
             steps[record["step"]] = (since, record)
             since += 1
+        else:
+            kind = "event" if record["kind"] in EVENTS else record["kind"]
+            others.setdefault(kind, []).append(record)
     if not runs or not steps:
         raise UserError(f"{path} holds no finished step", hint="let the run go on for a few steps")
     ordered = [steps[step] for step in sorted(steps)]
-    return Metrics(runs, [record for _, record in ordered], [since for since, _ in ordered])
+    evaluations = {record["step"]: record for record in others.get("eval", [])}
+    return Metrics(
+        runs,
+        [record for _, record in ordered],
+        [since for since, _ in ordered],
+        [evaluations[step] for step in sorted(evaluations)],
+        sum(record.get("held_s", 0.0) for record in others.get("checkpoint", [])),
+        others.get("ranks", [None])[-1],
+        others.get("event", []),
+    )
 
 
 def report(metrics: Metrics, warm_up: int = WARM_UP_STEPS) -> dict[str, Any]:
@@ -98,6 +121,12 @@ def report(metrics: Metrics, warm_up: int = WARM_UP_STEPS) -> dict[str, Any]:
         "loss_first": first["loss"],
         "loss_last": last["loss"],
         "loss_min": min(step["loss"] for step in metrics.steps),
+        "validation_loss": metrics.evaluations[-1]["loss"] if metrics.evaluations else None,
+        "updates_left_out": sum(not step.get("updated", True) for step in metrics.steps),
+        "rewinds": sum(event["kind"] == "rewind" for event in metrics.events),
+        "training_s": sum(step["step_time_s"] for step in metrics.steps),
+        "evaluation_s": sum(record["seconds"] for record in metrics.evaluations),
+        "checkpoint_s": metrics.checkpoint_s,
         "phase_share_pct": _phases(timed),
     }
 
@@ -107,15 +136,16 @@ def read_report(run: Path, warm_up: int = WARM_UP_STEPS) -> dict[str, Any]:
     return report(read_metrics(RunFolder(run).metrics), warm_up)
 
 
-def report_text(values: dict[str, Any]) -> str:
-    """The table for a terminal."""
+def report_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """The table: what, and its value."""
     peak = f"{values['peak_tflops']:.4g} TFLOP/s per device ({values['peak_source']})"
     devices = f"{values['devices']} × {values['device']}, {values['dtype']}"
     phases = ", ".join(f"{name} {share:.0f}%" for name, share in values["phase_share_pct"].items())
+    steps = f"{values['steps']:,} ({values['restarts']} restarts, {values['rewinds']} rewinds, "
     rows = [
         ("model", f"{values['params']:,} parameters"),
         ("devices", devices),
-        ("steps", f"{values['steps']:,} ({values['restarts']} restarts)"),
+        ("steps", f"{steps}{values['updates_left_out']} updates left out)"),
         ("tokens", f"{values['consumed_tokens']:,}"),
         ("tokens/s", f"{values['tokens_per_s']:,.0f}"),
         ("tokens/s per device", f"{values['tokens_per_s_per_device']:,.0f}"),
@@ -126,14 +156,61 @@ def report_text(values: dict[str, Any]) -> str:
         ("MFU (model, full attention)", f"{values['mfu_full_pct']:.1f}% of {peak}"),
         ("peak memory per device", f"{values['peak_mem_gib']:.2f} GiB"),
         ("loss, first and last step", f"{values['loss_first']:.4f}, {values['loss_last']:.4f}"),
-        ("time of a step", phases),
     ]
+    if values["validation_loss"] is not None:
+        rows.append(("validation loss, last", f"{values['validation_loss']:.4f}"))
+    spent = (
+        f"training {values['training_s']:,.0f} s, validation {values['evaluation_s']:,.0f} s, "
+        f"held up by checkpoints {values['checkpoint_s']:,.0f} s"
+    )
+    return [*rows, ("time of a step", phases), ("time of the run", spent)]
+
+
+def report_text(values: dict[str, Any]) -> str:
+    """The table for a terminal."""
+    rows = report_rows(values)
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
     note = f"rates: median of {values['timed_steps']} steps"
     if values["skipped_steps"]:
         note += f"; {values['skipped_steps']} warm-up steps are left out"
     return "\n".join([*lines, note])
+
+
+def straggler_rows(metrics: Metrics, most: int = 8) -> list[list[str]]:
+    """A head and the ``most`` slowest ranks of the last exchange; empty when there was none or one
+    rank only. A rank's own work is data and forward: what it waits for others is in the rest."""
+    if metrics.ranks is None:
+        return []
+    times: dict[str, list[float]] = metrics.ranks["phase_s"]
+    own = [data + forward for data, forward in zip(times["data"], times["forward"], strict=True)]
+    if len(own) < 2:
+        return []
+    middle = statistics.median(own) or 1e-9
+    ordered = sorted(range(len(own)), key=lambda rank: -own[rank])[:most]
+    head = ["rank", *times, "own work", "of the median"]
+    return [head] + [
+        [
+            str(rank),
+            *(f"{values[rank]:.4f}" for values in times.values()),
+            f"{own[rank]:.4f}",
+            f"{own[rank] / middle:.2f}",
+        ]
+        for rank in ordered
+    ]
+
+
+def straggler_text(metrics: Metrics) -> str:
+    """The same for a terminal; "" when there is nothing to compare."""
+    rows = straggler_rows(metrics)
+    if not rows:
+        return ""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    ]
+    return "\n".join(["ranks, the slowest first (mean seconds of a step)", *lines])
 
 
 def _record(line: str) -> dict[str, Any] | None:

@@ -31,6 +31,7 @@ class Writing:
     def __init__(self, step: int, write: Callable[[], None]) -> None:
         self.step = step
         self.start = time.perf_counter()
+        self.held_s = 0.0  # how long the training waited for the copy
         self.error: OSError | None = None
         self._write = write
         # A daemon: a run that ends in an error does not wait for what it will not publish.
@@ -77,11 +78,11 @@ class Saver:
         folder = self.root / checkpoint.SAVING / tag
         if not self.config.checkpoint.background:
             self._agree(step, self._write(folder, state))
-            self._publish(step, start)
+            self._publish(step, start, time.perf_counter() - start)
             return
         write = self.engine.snapshot(state)
         self._writing = Writing(step, lambda: write(folder))
-        held = time.perf_counter() - start
+        held = self._writing.held_s = time.perf_counter() - start
         say(f"checkpoint of step {step}: copied in {held:.1f} s, writing in the background")
         if wait:
             self.finish()
@@ -133,16 +134,17 @@ class Saver:
             raise _failure(writing.step, writing.error)
         if state > 0:
             self._writing = None
-            self._publish(writing.step, writing.start)
+            self._publish(writing.step, writing.start, writing.held_s)
 
-    def _publish(self, step: int, start: float) -> None:
+    def _publish(self, step: int, start: float, held_s: float) -> None:
         tag = checkpoint.tag_of(step)
         layout = deepspeed_layout(self.config) if self._format() == "deepspeed" else None
         on_rank_0(lambda: checkpoint.publish(self.root, tag, layout))
         on_rank_0(lambda: checkpoint.prune(self.root, self.config.checkpoint.keep_last))
         seconds = time.perf_counter() - start
         if self.journal is not None:
-            self.journal.write({"kind": "checkpoint", "step": step, "seconds": seconds})
+            times = {"seconds": seconds, "held_s": held_s}
+            self.journal.write({"kind": "checkpoint", "step": step, **times})
         self.newest = self.root / tag
         say(f"checkpoint {self.newest} ({seconds:.1f} s)")
 

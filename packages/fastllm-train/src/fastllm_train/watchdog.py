@@ -31,8 +31,9 @@ _WAITS = ("torch/distributed/", "deepspeed/comm/")
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a rank is. ``operation``: the call into torch.distributed it waits in, or "" when it is
-    in none; ``place``: file and function of this package; ``seconds``: since the last note."""
+    """Where a rank is. ``phase``: the last part of the step that it finished; ``operation``: the
+    call into torch.distributed it waits in, or "" when it is in none; ``place``: file and function
+    of this package; ``seconds``: since that part was finished."""
 
     rank: int
     step: int
@@ -57,7 +58,7 @@ class Watchdog:
     ) -> None:
         self._folder, self._rank, self._world_size = folder, rank, world_size
         self._timeout, self._grace, self._end = timeout_s, grace_s, end
-        self._step, self._phase, self._at = 0, "starting", time.monotonic()
+        self._step, self._phase, self._at = 0, "the start", time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -68,7 +69,7 @@ class Watchdog:
             self._thread.start()
 
     def note(self, phase: str, step: int | None = None) -> None:
-        """This rank goes on: it begins ``phase``, of step ``step`` (None: the same one)."""
+        """This rank goes on: ``phase`` is done. ``step``: the one that begins (None: the same)."""
         if step is not None:
             self._step = step
         self._phase, self._at = phase, time.monotonic()
@@ -162,7 +163,7 @@ def describe(found: Mapping[int, Standing], world_size: int, timeout_s: float) -
     for rank in sorted(found):
         s = found[rank]
         doing = f"waits in {s.operation}" if s.operation else "is in no collective operation"
-        lines.append(f"  rank {rank}: step {s.step}, {s.phase}: {doing} ({s.place})")
+        lines.append(f"  rank {rank}: step {s.step}, after {s.phase}: {doing} ({s.place})")
     if silent:
         names = ", ".join(str(rank) for rank in silent)
         lines.append(f"  rank {names}: no sign (stopped, frozen, or gone)")

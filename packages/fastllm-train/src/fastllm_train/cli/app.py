@@ -15,6 +15,7 @@ from fastllm_train import __version__
 # is ``command``.
 VERBS: dict[str, str] = {
     "run": "Train, or go on training, as a config says.",
+    "launch": "Train with restarts, or write what a cluster needs.",
     "check": "Check a config and show its layout, without a GPU.",
     "report": "TFLOPs, MFU, throughput and loss of a run.",
     "peak": "Measure this machine's GEMM peak.",
