@@ -44,7 +44,7 @@ def test_workers_read_what_is_read_without_them_also_after_a_jump() -> None:
 
 def test_a_process_ends_with_its_workers_also_after_an_error() -> None:
     code = "from test_prefetch import reader\nahead = reader(1)\nahead.read(0)\nraise SystemExit(3)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, timeout=120)
     assert done.returncode == 3
 
 

@@ -94,6 +94,8 @@ def _torchrun(job: Job) -> str:
     return f"""#!/bin/bash
 # On every node: MASTER_ADDR=<first node> bash torchrun.sh
 set -eu
+# A store for every restart: in the one that torchrun shares, ranks would find the dead ones' keys.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 export THP_MEM_ALLOC_ENABLE=1
 exec torchrun --nnodes={job.nodes} --nproc-per-node={job.per_node} \\
   --max-restarts={job.max_restarts} --rdzv-backend=c10d --rdzv-id={shlex.quote(job.name)} \\

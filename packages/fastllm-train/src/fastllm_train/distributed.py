@@ -75,12 +75,38 @@ def join(place: Place, device: str, hang_timeout_s: float = 0.0) -> None:
         torch.cuda.set_device(place.local_rank)
     from fastllm_train.deepspeed_setup import import_deepspeed
 
+    backend = "nccl" if device == "cuda" else "gloo"
+    timeout = max(TIMEOUT, timedelta(seconds=MARGIN * hang_timeout_s))
+    if _restarted_by_torchrun(os.environ):
+        _join_anew(place, backend, timeout)
     deepspeed = import_deepspeed(device)
-    deepspeed.init_distributed(
-        dist_backend="nccl" if device == "cuda" else "gloo",
+    deepspeed.init_distributed(  # takes over a process group that is there
+        dist_backend=backend,
         auto_mpi_discovery=False,
         verbose=False,
-        timeout=max(TIMEOUT, timedelta(seconds=MARGIN * hang_timeout_s)),
+        timeout=timeout,
+    )
+
+
+def _restarted_by_torchrun(env: Mapping[str, str]) -> bool:
+    """Of one node; several agents count their restarts apart."""
+    return (
+        env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        and env.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        and env.get("GROUP_WORLD_SIZE", "1") == "1"
+    )
+
+
+def _join_anew(place: Place, backend: str, timeout: timedelta) -> None:
+    """torchrun (torch 2.13) keeps one store for all its restarts, and ranks that start again would
+    read the addresses of the dead ones there: each start gets keys of its own."""
+    import torch.distributed as dist
+
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, is_master=False, timeout=timeout)
+    attempt = dist.PrefixStore(f"start_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group(
+        backend, store=attempt, rank=place.rank, world_size=place.world_size, timeout=timeout
     )
 
 
