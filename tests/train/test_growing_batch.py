@@ -30,7 +30,7 @@ def config_of(folder: Path, parallel: dict[str, Any]) -> Config:
     config = tiny_config(
         parallel=parallel,
         batch={"global": 12, "rampup": [4, 4, 16]},
-        optim={"name": "adamw", "lr": 3e-3, "clip": 1.0},
+        optim={"name": "adamw", "lr": 3e-3, "clip": 1.0, "z_loss": 0.01},
         schedule={"kind": "wsd", "steps": 0, "samples": SAMPLES, "warmup_samples": 8},
         checkpoint={"every": 3, "keep_last": 0, "format": "portable"},
         eval={"every": 2, "samples": 5},

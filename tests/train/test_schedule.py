@@ -65,12 +65,8 @@ def test_samples_and_tokens_give_the_rate_of_the_steps_they_are(
 ) -> None:
     want = learning_rate(schedule(kind=kind), PEAK, step)
     for unit, per_step in (("samples", size), ("tokens", size * seq_len)):
-        other = ScheduleConfig(
-            kind=kind,
-            min_lr=LOW,
-            decay_share=SHARE,
-            **{unit: LENGTH * per_step, f"warmup_{unit}": WARMUP * per_step},
-        )
+        lengths = {unit: LENGTH * per_step, f"warmup_{unit}": WARMUP * per_step}
+        other = schedule(kind=kind, steps=0, **{"warmup_steps": 0, **lengths})
         position = other.position(step, step * size, seq_len)
         assert learning_rate(other, PEAK, position) == pytest.approx(want, rel=1e-9)
         assert planned_steps(other, BatchConfig(1, size, seq_len)) == LENGTH

@@ -101,10 +101,11 @@ def _join_anew(place: Place, backend: str, timeout: timedelta) -> None:
     """torchrun (torch 2.13) keeps one store for all its restarts, and ranks that start again would
     read the addresses of the dead ones there: each start gets keys of its own."""
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore, TCPStore
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(host, port, is_master=False, timeout=timeout)
-    attempt = dist.PrefixStore(f"start_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    store = TCPStore(host, port, is_master=False, timeout=timeout)
+    attempt = PrefixStore(f"start_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     dist.init_process_group(
         backend, store=attempt, rank=place.rank, world_size=place.world_size, timeout=timeout
     )

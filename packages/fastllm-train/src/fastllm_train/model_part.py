@@ -34,6 +34,7 @@ def whole_model(config: Config, spec: ArchSpec) -> TrainingModel:
             documents=config.data.source == "chat",
         )
     )
+    model.z_loss = config.optim.z_loss
     assert_parameters(model, spec)
     return model
 

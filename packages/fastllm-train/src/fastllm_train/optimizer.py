@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class OptimConfig:
     """``weight_decay`` is decoupled (Loshchilov & Hutter 2017, arXiv:1711.05101) and acts on
-    matrices only. ``clip`` bounds the global 2-norm of the gradient; 0 turns clipping off."""
+    matrices only. ``clip`` bounds the global 2-norm of the gradient; 0 turns clipping off.
+    ``z_loss``: the coefficient of ``models.z_loss``; with one the head's logits are kept."""
 
     name: Literal["adamw", "sgd"] = "adamw"
     lr: float = 3e-4
@@ -24,6 +25,7 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip: float = 1.0
+    z_loss: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
@@ -31,7 +33,7 @@ class OptimConfig:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"optim.{name}={getattr(self, name)} is not in [0, 1)")
-        for name in ("eps", "weight_decay", "clip"):
+        for name in ("eps", "weight_decay", "clip", "z_loss"):
             if getattr(self, name) < 0:
                 raise UserError(f"optim.{name}={getattr(self, name)} is negative")
 

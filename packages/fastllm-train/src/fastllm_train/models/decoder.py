@@ -19,6 +19,7 @@ from fastllm_train.models.kernels import TORCH, Kernels
 from fastllm_train.models.mlp import MixtureOfExperts, build_mlp
 from fastllm_train.models.norm import build_norm
 from fastllm_train.models.supported import check_supported
+from fastllm_train.models.z_loss import loss_with_z
 
 
 class Loss(NamedTuple):
@@ -178,21 +179,28 @@ class TrainingModel(nn.Module):
         self.lm_head: nn.Module = decoder.lm_head
         self.first_row = 0
         self.vocabulary_group: Any = None
+        self.z_loss = 0.0  # its coefficient
 
     def forward(
         self, tokens: Tensor, position_ids: Tensor, labels: Tensor, loss_mask: Tensor
     ) -> Loss:
         """Weighted sums over the tokens; the caller divides by the global batch's weight."""
-        cross_entropy = self.head_loss(self.model(tokens, position_ids), labels, loss_mask)
-        objective = cross_entropy
+        hidden = self.model(tokens, position_ids)
+        objective, cross_entropy = self.head_loss(hidden, labels, loss_mask)
         balance = self.balance_loss(loss_mask)
         if balance is not None:
             objective = objective + balance
         return Loss(objective, cross_entropy.detach())
 
-    def head_loss(self, hidden: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
-        """Σ mask * cross entropy of the final hidden states [B, S, H]; labels, mask [B, S]."""
-        return self.lm_head(hidden, labels, loss_mask, self.first_row, self.vocabulary_group)
+    def head_loss(self, hidden: Tensor, labels: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the final hidden states [B, S, H], labels and mask [B, S]: the objective, with the
+        z-loss, and Σ mask * cross entropy."""
+        where = (self.first_row, self.vocabulary_group)
+        if not self.z_loss:
+            cross_entropy = self.lm_head(hidden, labels, loss_mask, *where)
+            return cross_entropy, cross_entropy
+        logits = self.lm_head(hidden).flatten(0, 1)
+        return loss_with_z(logits, labels.flatten(), loss_mask.flatten(), self.z_loss, *where)
 
     def balance_loss(self, loss_mask: Tensor) -> Tensor | None:
         """The experts' weighted loss: coefficient * Σ mask * mean over the layers with experts, of

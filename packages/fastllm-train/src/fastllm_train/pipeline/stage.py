@@ -81,7 +81,7 @@ class PipelineStage(nn.Module):
         x = self.model.run_layers(x, position_ids)
         cross_entropy = torch.zeros((), device=x.device)
         if self._last:
-            objective = cross_entropy = part.head_loss(self.model.norm(x), labels, loss_mask)
+            objective, cross_entropy = part.head_loss(self.model.norm(x), labels, loss_mask)
         else:
             objective = _Handoff.apply(x, take)
         balance = part.balance_loss(loss_mask)
