@@ -101,7 +101,7 @@ def _join_anew(place: Place, backend: str, timeout: timedelta) -> None:
     """torchrun (torch 2.13) keeps one store for all its restarts, and ranks that start again would
     read the addresses of the dead ones there: each start gets keys of its own."""
     import torch.distributed as dist
-    from torch.distributed.distributed_c10d import PrefixStore, TCPStore
+    from torch._C._distributed_c10d import PrefixStore, TCPStore
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = TCPStore(host, port, is_master=False, timeout=timeout)
