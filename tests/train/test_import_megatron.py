@@ -134,10 +134,21 @@ def test_gpt_s_script_and_what_it_cannot_carry_over() -> None:
     assert config.schedule.steps == round(3e11 / (256 * 2048))
     assert config.schedule.warmup_steps == round(375e6 / (256 * 2048))
     text = "\n".join(notes)
-    for what in ("--fp16", "--exit-duration-in-mins", "--data-path", "dropout", "--merge-file"):
+    assert (config.precision.dtype, config.precision.loss_scale_hysteresis) == ("fp16", 2)
+    for what in ("--exit-duration-in-mins", "--data-path", "dropout", "--merge-file"):
         assert what in text, what
     assert "falls over" in text
     assert "num-layers" not in text
+
+
+def test_a_growing_batch_and_fp16_s_loss_scale_are_carried_over() -> None:
+    more = " --rampup-batch-size 32 32 1000000 --lr-decay-style inverse-square-root"
+    table, notes = table_of(GPT.rstrip() + more + " --initial-loss-scale 4096\n")
+    config = build_config(table)
+    assert config.batch.rampup == (32, 32, 1000000)
+    assert config.schedule.kind == "inverse-sqrt"
+    assert config.precision.loss_scale == 4096
+    assert not any("rampup" in note or "loss-scale" in note for note in notes)
 
 
 @pytest.mark.parametrize(("script", "vocab"), [(LLAMA, "32000"), (GPT, "50257")])

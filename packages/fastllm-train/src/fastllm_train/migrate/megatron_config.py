@@ -13,7 +13,18 @@ from fastllm_train.migrate.shell_script import Command
 
 DEFAULT_DIVISIBLE_BY = 128  # --make-vocab-size-divisible-by
 GPT2_VOCAB = 50257
-LR_STYLES = {"linear": "linear", "cosine": "cosine", "constant": "constant"}
+LR_STYLES = {
+    "linear": "linear",
+    "cosine": "cosine",
+    "constant": "constant",
+    "inverse-square-root": "inverse-sqrt",
+}
+FP16_OPTIONS = {
+    "initial-loss-scale": "loss_scale",
+    "loss-scale-window": "loss_scale_window",
+    "hysteresis": "loss_scale_hysteresis",
+    "min-loss-scale": "min_loss_scale",
+}
 
 
 @dataclass
@@ -218,6 +229,9 @@ def _schedule(found: Migration, options: Options, command: Command, vocab: int |
     del command, vocab
     batch = found.get("batch.global", found.get("batch.micro", 1) * found.get("parallel.dp", 1))
     found.set("batch.global", batch)
+    if "rampup-batch-size" in options:
+        growth = [_value("rampup-batch-size", [n], "int") for n in options["rampup-batch-size"]]
+        found.set("batch.rampup", growth)
     sequence = found.get("batch.seq_len", 1024)
 
     def steps(kind: str) -> int | None:
@@ -270,7 +284,11 @@ def _data(found: Migration, options: Options, command: Command, vocab: int | Non
 
 def _precision(found: Migration, options: Options, command: Command, vocab: int | None) -> None:
     del command, vocab
-    if "fp16" in options:
-        found.notes.append("--fp16: bf16 is used, which needs no loss scale")
-    half = "bf16" in options or "fp16" in options
-    found.set("precision.dtype", "bf16" if half else "fp32")
+    dtype = next((name for name in ("bf16", "fp16") if name in options), "fp32")
+    found.set("precision.dtype", dtype)
+    for name, key in FP16_OPTIONS.items() if dtype == "fp16" else ():
+        value = _number(options, name)
+        if value is not None:
+            found.set(f"precision.{key}", max(1, int(value)))
+    if dtype == "fp16" and "loss-scale" in options:
+        found.notes.append("--loss-scale: the scale is dynamic here")
