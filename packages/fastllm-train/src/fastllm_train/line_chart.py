@@ -75,7 +75,7 @@ def line_chart(title: str, x_name: str, series: Sequence[Series], *, from_zero: 
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def smoothed(values: Sequence[float], weight: float = 0.95) -> list[float]:
+def smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:
     """Exponential mean that does not lean towards its first value (as Adam's moments are)."""
     found: list[float] = []
     total = share = 0.0
