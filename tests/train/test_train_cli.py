@@ -15,6 +15,7 @@ from fastllm_planner.arch import count_params, spec_from_dict
 from fastllm_planner.flops import model_flops_per_token
 from fastllm_train.__main__ import main
 from fastllm_train.cli.app import VERBS, VerbGroup
+from fastllm_train.launch import free_port
 from fastllm_train.report import read_metrics, report
 from fastllm_train.toml_text import to_toml
 
@@ -126,23 +127,16 @@ def test_report_skips_warm_up_and_counts_a_repeated_step_once(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_launchers(launcher: str, config: Path, tmp_path: Path) -> None:
+def test_deepspeed_s_launcher(config: Path, tmp_path: Path) -> None:
+    """torchrun's: test_launch."""
     folder = Path(sys.executable).parent
-    head = {
-        "torchrun": [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"],
-        "deepspeed": [
-            sys.executable, str(folder / "deepspeed"), "--num_accelerators", "2", "--master_port",
-            "0", "--no_local_rank", "--module",
-        ],
-    }[launcher]  # fmt: skip
     out = tmp_path / "out"
-    command = [*head, "fastllm_train", "run", str(config), f"run.out={out}"]
+    command = [
+        sys.executable, str(folder / "deepspeed"), "--num_accelerators", "2", "--master_port",
+        str(free_port()), "--no_local_rank", "--module", "fastllm_train", "run", str(config),
+        f"run.out={out}",
+    ]  # fmt: skip
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{folder}:{os.environ['PATH']}"}
-    if launcher == "deepspeed":
-        from fastllm_train.launch import free_port
-
-        command[command.index("--master_port") + 1] = str(free_port())
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-4000:]
     metrics = read_metrics(out / "metrics.jsonl")
