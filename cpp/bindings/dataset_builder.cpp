@@ -258,7 +258,8 @@ py::list pretokenize(const std::string& pattern, const std::string& text) {
     const auto pretokenizer = fastllm::Pretokenizer::from_regex(pattern);
     if (!pretokenizer)
         throw fastllm::InputError("the pre-tokenizer's expression is not one of the known ones");
-    const auto* p = reinterpret_cast<const uint8_t*>(text.data());
+    const std::string padded = text + std::string(fastllm::Pretokenizer::kReadable, '\0');
+    const auto* p = reinterpret_cast<const uint8_t*>(padded.data());
     const uint8_t* const end = p + text.size();
     py::list pieces;
     while (p < end) {

@@ -58,6 +58,9 @@ class BpeMerger {
   public:
     // Time O(n log n).
     void merge(const MergeTable& table, std::vector<uint32_t>& symbols);
+    // The same, where the merges of each symbol with the next, as the table has them, are known.
+    void merge(const MergeTable& table, std::vector<uint32_t>& symbols,
+               const std::vector<uint32_t>& numbers);
 
   private:
     struct Node {
@@ -69,10 +72,12 @@ class BpeMerger {
         int64_t left;
         uint32_t left_symbol, right_symbol, merged;
     };
-    static void merge_short(const MergeTable& table, std::vector<uint32_t>& symbols);
+    static void merge_short(const MergeTable& table, std::vector<uint32_t>& symbols,
+                            const uint32_t* numbers);
     void merge_long(const MergeTable& table, std::vector<uint32_t>& symbols);
     void push(const MergeTable& table, int64_t left);
 
+    std::vector<uint32_t> numbers_;
     std::vector<Node> nodes_;
     std::vector<Candidate> heap_;
 };

@@ -1,7 +1,8 @@
 // An exact, fast encoder for byte-level BPE: GPT-2, Llama-3, Qwen, tiktoken files, tokenizer.json.
 //
 // Text is cut by the pre-tokenizer's expression; each piece is merged alone, starting from its
-// bytes. Pieces repeat, so most are answered by a cache.
+// bytes. Two bytes that are neighbours in no token never end up in one, so pieces may be cut there,
+// too. Pieces repeat, so most are answered by a cache.
 #pragma once
 
 #include <cstdint>
@@ -51,8 +52,13 @@ class ByteLevelBpe : public Encoder {
     uint32_t vocab_size_ = 0;
     uint32_t byte_ids_[256];
     MergeTable merges_;
-    // With `ignore_merges`: the tokens that merging does not give.
+    std::vector<uint8_t>
+        joined_;  // whether bytes a and b, at a * 256 + b, are neighbours in a token
+    std::vector<uint32_t> byte_pairs_;  // the merge of bytes a and b, at a * 256 + b
+    // With `ignore_merges`: the tokens that merging does not give, but that whole pieces are. Then
+    // pieces are not cut, as a part of one may look like such a token.
     std::unordered_map<std::string_view, uint32_t> unmerged_;
+    bool cuts_pieces_ = false;
     bool special_starts_[256] = {};
 };
 

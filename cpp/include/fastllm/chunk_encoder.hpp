@@ -1,7 +1,8 @@
-// Turns chunks of text into ids through the cache; what the SentencePiece and byte-level encoders
+// Turns chunks of text into ids through caches; what the SentencePiece and byte-level encoders
 // share.
 //
-// Chunks are hashed and their cache lines prefetched in batches, so that memory latency overlaps.
+// A batch of chunks is hashed and its cache lines are prefetched before the first is looked up, so
+// that memory latency overlaps.
 #pragma once
 
 #include <cstddef>
@@ -14,72 +15,87 @@ namespace fastllm {
 
 class ChunkEncoder {
   public:
-    explicit ChunkEncoder(unsigned cache_log2) : cache_(cache_log2) {}
+    static constexpr size_t kBatch = 128;
+    // Bytes that must be readable after the end of a text that is cut into chunks.
+    static constexpr size_t kPadding = ShortChunkCache::kReadable;
 
-    // Queues text[0…size), which must stay valid until the next flush. `cached` false: always
-    // encode.
-    void add(const char* text, size_t size, bool cached = true) {
-        Chunk& chunk = chunks_[pending_++];
-        chunk.text = text;
-        chunk.size = size;
-        chunk.set = nullptr;
-        bytes_ += size;
-        if (cached && size <= ChunkCache::kMaxKey) {
-            chunk.set = cache_.set(ChunkCache::hash(text, size));
-            __builtin_prefetch(chunk.set);
-            __builtin_prefetch(chunk.set + 1);
-        }
-    }
-    // Queues a chunk whose only id is known.
-    void add_id(uint32_t id) {
-        Chunk& chunk = chunks_[pending_++];
-        chunk.text = nullptr;
-        chunk.size = id;
-        ++bytes_;
-    }
-    bool full() const { return pending_ == kBatch; }
+    // Of the caches' entries: 32 and 64 bytes each.
+    ChunkEncoder(unsigned short_log2, unsigned long_log2) : short_(short_log2), long_(long_log2) {}
 
-    // Appends the ids of all queued chunks. `encode(text, size, out)` returns the end of what it
-    // wrote: at most `ids_per_byte` ids a byte. `emitted(from, out)` may change what one chunk
-    // gave, but not a known id.
+    // Appends the ids of the chunks cuts[i] … cuts[i + 1], none empty, at most kBatch of them.
+    // `encode(text, size, out)` returns the end of what it wrote: at most `ids_per_byte` ids a
+    // byte. `emitted(from, out)` may change what one chunk gave.
     template <class Encode, class Emitted>
-    void flush(IdBuffer& ids, size_t ids_per_byte, const Encode& encode, const Emitted& emitted) {
-        uint32_t* out = ids.grow(ids_per_byte * bytes_ + ChunkCache::kMaxIds);
-        for (size_t i = 0; i < pending_; ++i) {
-            const Chunk& chunk = chunks_[i];
-            if (!chunk.text) {
-                *out++ = uint32_t(chunk.size);
-                continue;
-            }
+    void encode(const uint8_t* const* cuts, size_t chunks, IdBuffer& ids, size_t ids_per_byte,
+                const Encode& encode, const Emitted& emitted) {
+        if (chunks == 0) return;
+        Pending pending[kBatch];
+        for (size_t i = 0; i < chunks; ++i) pending[i] = prepare(cuts[i], cuts[i + 1]);
+        const auto bytes = size_t(cuts[chunks] - cuts[0]);
+        uint32_t* out = ids.grow(ids_per_byte * bytes + ChunkCache::kMaxIds);
+        for (size_t i = 0; i < chunks; ++i) {
             uint32_t* const from = out;
-            if (const ChunkCache::Entry* const entry =
-                    chunk.set ? ChunkCache::find(chunk.set, chunk.text, chunk.size) : nullptr) {
-                std::memcpy(out, entry->ids, sizeof entry->ids);
-                out += entry->count;
+            const Pending& chunk = pending[i];
+            const auto size = size_t(cuts[i + 1] - cuts[i]);
+            if (chunk.words) {
+                const auto* const found = ShortChunkCache::find(chunk.words, chunk.key);
+                const size_t count = found ? ShortChunkCache::count(*found) : 0;
+                if (count > 0) {
+                    ShortChunkCache::copy_ids(*found, out);
+                    out += count;
+                } else {
+                    out = found ? encode_long(cuts[i], size, out, encode)
+                                : encode(cuts[i], size, out);
+                    if (!found)
+                        ShortChunkCache::store(chunk.words, chunk.key, from, size_t(out - from));
+                }
             } else {
-                out = encode(chunk.text, chunk.size, out);
-                if (chunk.set)
-                    ChunkCache::store(chunk.set, chunk.text, chunk.size, from, size_t(out - from));
+                out = encode_long(cuts[i], size, out, encode);
             }
             out = emitted(from, out);
         }
-        pending_ = 0;
-        bytes_ = 0;
         ids.advance_to(out);
     }
 
   private:
-    struct Chunk {
-        const char* text;  // null: `size` is the only id
-        size_t size;
-        ChunkCache::Entry* set;  // null: not cached
+    struct Pending {
+        ShortChunkCache::Key key;
+        ShortChunkCache::Entry* words;  // null: too long
     };
-    static constexpr size_t kBatch = 64;
 
-    ChunkCache cache_;
-    Chunk chunks_[kBatch];
-    size_t pending_ = 0;
-    size_t bytes_ = 0;
+    Pending prepare(const uint8_t* text, const uint8_t* end) {
+        const auto size = size_t(end - text);
+        if (size <= ShortChunkCache::kMaxKey) {
+            const ShortChunkCache::Key key = ShortChunkCache::key(text, size);
+            ShortChunkCache::Entry* const set = short_.set(key);
+            __builtin_prefetch(set);
+            return {key, set};
+        }
+        if (size <= ChunkCache::kMaxKey) {
+            const char* const chars = reinterpret_cast<const char*>(text);
+            const ChunkCache::Entry* const set = long_.set(ChunkCache::hash(chars, size));
+            __builtin_prefetch(set);
+            __builtin_prefetch(set + 1);
+        }
+        return {{0, 0}, nullptr};
+    }
+
+    template <class Encode>
+    uint32_t* encode_long(const uint8_t* text, size_t size, uint32_t* out, const Encode& encode) {
+        if (size > ChunkCache::kMaxKey) return encode(text, size, out);
+        const char* const chars = reinterpret_cast<const char*>(text);
+        ChunkCache::Entry* const set = long_.set(ChunkCache::hash(chars, size));
+        if (const ChunkCache::Entry* const entry = ChunkCache::find(set, chars, size)) {
+            std::memcpy(out, entry->ids, sizeof entry->ids);
+            return out + entry->count;
+        }
+        uint32_t* const end = encode(text, size, out);
+        ChunkCache::store(set, chars, size, out, size_t(end - out));
+        return end;
+    }
+
+    ShortChunkCache short_;
+    ChunkCache long_;
 };
 
 }  // namespace fastllm

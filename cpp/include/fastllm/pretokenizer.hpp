@@ -30,6 +30,9 @@ struct Pretokenizer {
     int digits = 3;
     bool contractions = true;
 
+    // Bytes that must be readable from a piece's start on, even past `end`.
+    static constexpr size_t kReadable = 18;
+
     // End of the piece that starts at p (p < end, valid UTF-8).
     const uint8_t* next(const uint8_t* p, const uint8_t* end) const;
 

@@ -7,12 +7,13 @@
 namespace fastllm {
 namespace {
 
-// Up to here, looking at every pair again beats a heap. A position takes six bits of a key.
-constexpr size_t kShort = 64;
-constexpr unsigned kPositionBits = 6;
-constexpr size_t kLanes = 8;  // keys are looked at in steps of this many
-constexpr int32_t kNoKey = int32_t(MergeTable::kNone << kPositionBits);
-static_assert(MergeTable::kNumberBits + kPositionBits < 31, "a key is a positive int32");
+// Up to here, looking at every pair again beats a heap. A place takes six bits of a key.
+constexpr size_t kShort = 62;
+constexpr unsigned kPlaceBits = 6;
+constexpr size_t kLanes = 4;  // keys are looked at in steps of this many
+constexpr unsigned kRankShift = MergeTable::kNumberBits + kPlaceBits;
+constexpr uint64_t kNoKey = uint64_t(MergeTable::kNone) << kRankShift;  // and all above
+constexpr uint32_t kBorder = MergeTable::kMaxSymbol + 1;                // merges with nothing
 
 struct LowerRankFirst {
     template <class Candidate>
@@ -60,55 +61,65 @@ void MergeTable::add(uint32_t left, uint32_t right, uint32_t number) {
     }
 }
 
-void BpeMerger::merge(const MergeTable& table, std::vector<uint32_t>& symbols) {
+void BpeMerger::merge(const MergeTable& table, std::vector<uint32_t>& symbols,
+                      const std::vector<uint32_t>& numbers) {
     if (symbols.size() < 2) return;
     if (symbols.size() <= kShort)
-        merge_short(table, symbols);
+        merge_short(table, symbols, numbers.data());
     else
         merge_long(table, symbols);
 }
 
-// Symbols keep their places; those that were absorbed are skipped by `next`. The key of a place is
-// rank and position of the merge with the next symbol, so the least key is the merge to do.
-void BpeMerger::merge_short(const MergeTable& table, std::vector<uint32_t>& symbols) {
-    int32_t keys[kShort + kLanes];
-    uint32_t numbers[kShort + 1];
-    uint8_t next[kShort + 1], previous[kShort + 1];
+void BpeMerger::merge(const MergeTable& table, std::vector<uint32_t>& symbols) {
+    numbers_.clear();
+    if (symbols.size() <= kShort)
+        for (size_t i = 0; i + 1 < symbols.size(); ++i)
+            numbers_.push_back(table.find(symbols[i], symbols[i + 1]));
+    merge(table, symbols, numbers_);
+}
+
+// Symbols keep their places, from 1 on; those that were absorbed are skipped by `next`. The key of
+// a place holds rank, place and number of the merge with the next symbol, so the least key is the
+// merge to do. Borders that merge with nothing save the branches for the ends.
+void BpeMerger::merge_short(const MergeTable& table, std::vector<uint32_t>& symbols,
+                            const uint32_t* numbers) {
+    uint64_t keys[kShort + 1 + kLanes];
+    uint32_t row[kShort + 2];
+    uint8_t next[kShort + 2], previous[kShort + 2];
     const size_t n = symbols.size();
-    uint32_t* const row = symbols.data();
-    const auto set = [&](size_t i, uint32_t number) {
-        numbers[i] = number;
-        keys[i] = int32_t(table.rank(number) << kPositionBits | uint32_t(i));
+    const auto set = [&](size_t place, uint32_t number) {
+        keys[place] = uint64_t(table.rank(number)) << kRankShift |
+                      uint64_t(place) << MergeTable::kNumberBits | number;
     };
-    for (size_t i = 0; i < n; ++i) {
-        next[i] = uint8_t(i + 1);
-        previous[i] = uint8_t(i - 1);
+    row[0] = row[n + 1] = kBorder;
+    for (size_t place = 1; place <= n; ++place) {
+        row[place] = symbols[place - 1];
+        next[place] = uint8_t(place + 1);
+        previous[place] = uint8_t(place - 1);
     }
-    for (size_t i = 0; i + 1 < n; ++i) set(i, table.find(row[i], row[i + 1]));
-    const size_t end = (n + kLanes - 1) / kLanes * kLanes;
-    for (size_t i = n - 1; i < end; ++i) keys[i] = kNoKey;
+    keys[0] = kNoKey;
+    for (size_t place = 1; place < n; ++place) set(place, numbers[place - 1]);
+    const size_t end = (n + kLanes) / kLanes * kLanes;
+    for (size_t place = n; place < end; ++place) keys[place] = kNoKey;
     while (true) {
-        int32_t least = kNoKey;
-        for (size_t i = 0; i < end; i += kLanes)
-            for (size_t lane = 0; lane < kLanes; ++lane) least = std::min(least, keys[i + lane]);
-        if (least == kNoKey) break;
-        const size_t left = size_t(least) % kShort, right = next[left], after = next[right];
-        row[left] = table.result(numbers[left]);
+        uint64_t least[kLanes] = {keys[0], keys[1], keys[2], keys[3]};
+        for (size_t i = kLanes; i < end; i += kLanes)
+            for (size_t lane = 0; lane < kLanes; ++lane)
+                least[lane] = std::min(least[lane], keys[i + lane]);
+        const uint64_t key = std::min(std::min(least[0], least[1]), std::min(least[2], least[3]));
+        if (key >= kNoKey) break;
+        const size_t left = key >> MergeTable::kNumberBits & ((1u << kPlaceBits) - 1);
+        const size_t right = next[left], after = next[right], before = previous[left];
+        const uint32_t merged = table.result(uint32_t(key) & MergeTable::kNone);
+        row[left] = merged;
         next[left] = uint8_t(after);
+        previous[after] = uint8_t(left);
         keys[right] = kNoKey;
-        if (after < n) {
-            previous[after] = uint8_t(left);
-            set(left, table.find(row[left], row[after]));
-        } else {
-            keys[left] = kNoKey;
-        }
-        if (left > 0) {
-            const size_t before = previous[left];
-            set(before, table.find(row[before], row[left]));
-        }
+        set(left, table.find(merged, row[after]));
+        set(before, table.find(row[before], merged));
     }
     size_t count = 0;
-    for (size_t i = 0; i < n; i = next[i]) row[count++] = row[i];
+    for (size_t place = 1; place <= n; place = next[place]) symbols[count++] = row[place];
     symbols.resize(count);
 }
 

@@ -10,7 +10,9 @@
 namespace fastllm {
 namespace {
 
-constexpr unsigned kCacheLog2 = 18;  // 16 MiB a thread
+constexpr unsigned kShortCacheLog2 = 19, kLongCacheLog2 = 16;  // 20 MiB a thread
+constexpr size_t kPadding = std::max(ChunkEncoder::kPadding, Pretokenizer::kReadable);
+constexpr ptrdiff_t kLongPiece = 6;  // bytes: two characters of most scripts
 constexpr uint32_t kNoId = 0xFFFFFFFFu;
 
 }  // namespace
@@ -19,12 +21,15 @@ ByteLevelBpe::ByteLevelBpe(ByteLevelModel model) : model_(std::move(model)) {
     vocab_size_ = uint32_t(model_.tokens.size());
     std::fill(std::begin(byte_ids_), std::end(byte_ids_), kNoId);
     if (vocab_size_ > MergeTable::kMaxSymbol) throw InputError("the vocabulary is too large");
+    joined_.resize(256 * 256);
     IdOf id_of;
     id_of.reserve(model_.tokens.size() * 2);
     for (uint32_t id = 0; id < model_.tokens.size(); ++id) {
         const std::string& token = model_.tokens[id];
         if (token.empty()) continue;
         id_of.emplace(token, id);
+        for (size_t i = 1; i < token.size(); ++i)
+            joined_[size_t(uint8_t(token[i - 1])) << 8 | uint8_t(token[i])] = true;
         if (token.size() == 1 && byte_ids_[uint8_t(token[0])] == kNoId)
             byte_ids_[uint8_t(token[0])] = id;
     }
@@ -35,6 +40,10 @@ ByteLevelBpe::ByteLevelBpe(ByteLevelModel model) : model_(std::move(model)) {
     else
         add_listed_merges(id_of);
     if (model_.ignore_merges) find_unmerged(id_of);
+    cuts_pieces_ = unmerged_.empty();
+    byte_pairs_.resize(256 * 256);
+    for (size_t pair = 0; pair < byte_pairs_.size(); ++pair)
+        byte_pairs_[pair] = merges_.find(byte_ids_[pair >> 8], byte_ids_[pair & 255]);
     std::stable_sort(model_.special.begin(), model_.special.end(),
                      [](const auto& a, const auto& b) { return a.first.size() > b.first.size(); });
     for (const auto& [text, id] : model_.special) {
@@ -96,21 +105,24 @@ void ByteLevelBpe::find_unmerged(const IdOf& id_of) {
 }
 
 void ByteLevelBpe::symbols_of(std::string_view text, std::vector<uint32_t>& symbols) const {
-    symbols.clear();
-    for (const char byte : text) symbols.push_back(byte_ids_[uint8_t(byte)]);
+    symbols.resize(text.size());
+    for (size_t i = 0; i < text.size(); ++i) symbols[i] = byte_ids_[uint8_t(text[i])];
 }
 
 class ByteLevelBpeThread : public EncoderThread {
   public:
-    explicit ByteLevelBpeThread(const ByteLevelBpe& model) : m_(model), chunks_(kCacheLog2) {}
+    explicit ByteLevelBpeThread(const ByteLevelBpe& model)
+        : m_(model), chunks_(kShortCacheLog2, kLongCacheLog2) {}
 
     void encode(const std::vector<std::string_view>& texts, IdBuffer& ids,
                 std::vector<size_t>& ends) override {
         for (const std::string_view text : texts) {
+            text_.assign(text).append(kPadding, '\0');
+            const char* const p = text_.data();
             if (m_.model_.special.empty())
-                encode_plain(text.data(), text.data() + text.size(), ids);
+                encode_plain(p, p + text.size(), ids);
             else
-                encode_around_special(text.data(), text.data() + text.size(), ids);
+                encode_around_special(p, p + text.size(), ids);
             ends.push_back(ids.size());
         }
     }
@@ -144,22 +156,37 @@ class ByteLevelBpeThread : public EncoderThread {
     void encode_plain(const char* text, const char* text_end, IdBuffer& ids) {
         const auto* p = reinterpret_cast<const uint8_t*>(text);
         const auto* const end = reinterpret_cast<const uint8_t*>(text_end);
+        const uint8_t* cuts[ChunkEncoder::kBatch + 2];
+        size_t chunks = 0;
+        cuts[0] = p;
         while (p < end) {
             const uint8_t* const next = m_.model_.pretokenizer.next(p, end);
-            chunks_.add(reinterpret_cast<const char*>(p), size_t(next - p));
-            if (chunks_.full()) flush(ids);
+            if (m_.cuts_pieces_ && next - p >= kLongPiece && ((p[0] | p[1]) & 0x80)) {
+                // Few bytes of other scripts are neighbours in a token, so most characters are
+                // chunks of their own, which repeat as whole pieces do not.
+                for (++p; p < next; ++p) {
+                    cuts[chunks + 1] = p;
+                    chunks += !m_.joined_[size_t(p[-1]) << 8 | p[0]];
+                    if (chunks == ChunkEncoder::kBatch) encode_chunks(cuts, chunks, ids);
+                }
+            }
             p = next;
+            cuts[++chunks] = p;
+            if (chunks == ChunkEncoder::kBatch) encode_chunks(cuts, chunks, ids);
         }
-        flush(ids);
+        encode_chunks(cuts, chunks, ids);
     }
 
-    void flush(IdBuffer& ids) {
-        chunks_.flush(
-            ids, 1,
-            [&](const char* text, size_t size, uint32_t* out) {
-                return encode_piece(text, size, out);
+    // Leaves the end of the last chunk as the start of the next.
+    void encode_chunks(const uint8_t** cuts, size_t& chunks, IdBuffer& ids) {
+        chunks_.encode(
+            cuts, chunks, ids, 1,
+            [&](const uint8_t* piece, size_t size, uint32_t* out) {
+                return encode_piece(reinterpret_cast<const char*>(piece), size, out);
             },
             [](uint32_t*, uint32_t* out) { return out; });
+        cuts[0] = cuts[chunks];
+        chunks = 0;
     }
 
     uint32_t* encode_piece(const char* text, size_t size, uint32_t* out) {
@@ -171,14 +198,18 @@ class ByteLevelBpeThread : public EncoderThread {
             }
         }
         m_.symbols_of({text, size}, symbols_);
-        merger_.merge(m_.merges_, symbols_);
+        numbers_.resize(size);
+        for (size_t i = 0; i + 1 < size; ++i)
+            numbers_[i] = m_.byte_pairs_[size_t(uint8_t(text[i])) << 8 | uint8_t(text[i + 1])];
+        merger_.merge(m_.merges_, symbols_, numbers_);
         return std::copy(symbols_.begin(), symbols_.end(), out);
     }
 
     const ByteLevelBpe& m_;
     ChunkEncoder chunks_;
     BpeMerger merger_;
-    std::vector<uint32_t> symbols_;
+    std::string text_;  // padded
+    std::vector<uint32_t> symbols_, numbers_;
 };
 
 std::unique_ptr<EncoderThread> ByteLevelBpe::thread() const {

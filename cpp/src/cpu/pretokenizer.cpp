@@ -1,6 +1,12 @@
 #include "fastllm/pretokenizer.hpp"
 
+#include <algorithm>
+
 #include "fastllm/utf8.hpp"
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 namespace fastllm {
 namespace {
@@ -84,6 +90,55 @@ const uint8_t* through_newline(const UnicodeTable& table, const uint8_t* p, cons
     return found;
 }
 
+// Which of the 16 bytes at p are ASCII letters from `first` to `first` + 25, one bit each; `fold`
+// is what is set in each byte before.
+unsigned letters_from(const uint8_t* p, char first, char fold) {
+#if defined(__SSE2__)
+    __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    x = _mm_or_si128(x, _mm_set1_epi8(fold));
+    // Moved so that the last letter becomes the greatest signed byte; what is above wraps around.
+    x = _mm_add_epi8(x, _mm_set1_epi8(char(0x7F - (first + 25))));
+    return unsigned(_mm_movemask_epi8(_mm_cmpgt_epi8(x, _mm_set1_epi8(0x7F - 26))));
+#else
+    unsigned mask = 0;
+    for (unsigned i = 0; i < 16; ++i) mask |= unsigned(uint8_t((p[i] | fold) - first) < 26) << i;
+    return mask;
+#endif
+}
+
+unsigned trailing_ones(unsigned mask) { return unsigned(__builtin_ctz(~mask)); }
+
+// End of the 1 to 15 ASCII letters at p that an ASCII byte ends, or null: most words, found without
+// a branch on their length.
+const uint8_t* short_word(const uint8_t* p, const uint8_t* end) {
+    const unsigned n = trailing_ones(letters_from(p, 'a', 0x20));
+    if (n == 0 || n > 15 || p[n] >= 0x80) return nullptr;
+    return std::min(p + n, end);
+}
+
+// The same for U*L+, where no contraction may follow.
+const uint8_t* short_cased_word(const uint8_t* p, const uint8_t* end) {
+    const unsigned upper = trailing_ones(letters_from(p, 'A', 0));
+    const unsigned lower = trailing_ones(letters_from(p, 'a', 0) >> upper);
+    const unsigned n = upper + lower;
+    if (lower == 0 || n > 15 || p[n] >= 0x80 || p[n] == '\'') return nullptr;
+    return std::min(p + n, end);
+}
+
+// ASCII that [^\r\n\p{L}\p{N}]? takes, but for the apostrophe, which may start a contraction.
+constexpr bool before_word(uint8_t c) {
+    const bool letter = uint8_t((c | 0x20) - 'a') < 26, digit = uint8_t(c - '0') < 10;
+    return c < 0x80 && !letter && !digit && c != '\r' && c != '\n' && c != '\'';
+}
+
+struct BeforeWord {
+    bool is[256];
+    constexpr BeforeWord() : is() {
+        for (int c = 0; c < 256; ++c) is[c] = before_word(uint8_t(c));
+    }
+};
+constexpr BeforeWord kBeforeWord;
+
 std::string without_case_flag(std::string expression) {
     // Ways in which the same contractions are written.
     for (const char* form :
@@ -118,6 +173,7 @@ const uint8_t* Pretokenizer::numbers(const uint8_t* p, const uint8_t* end) const
 }
 
 const uint8_t* Pretokenizer::next_gpt2(const uint8_t* p, const uint8_t* end) const {
+    if (const uint8_t* const word = short_word(p + (*p == ' '), end)) return word;
     if (const int n = contraction(p, end, false)) return p + n;
     const UnicodeTable& table = *table_;
     const uint8_t* q = *p == ' ' && p + 1 < end ? p + 1 : p;
@@ -129,6 +185,7 @@ const uint8_t* Pretokenizer::next_gpt2(const uint8_t* p, const uint8_t* end) con
 }
 
 const uint8_t* Pretokenizer::next_cl100k(const uint8_t* p, const uint8_t* end) const {
+    if (const uint8_t* const word = short_word(p + kBeforeWord.is[*p], end)) return word;
     if (contractions)
         if (const int n = contraction(p, end, true)) return p + n;
     const UnicodeTable& table = *table_;
@@ -149,6 +206,7 @@ const uint8_t* Pretokenizer::next_cl100k(const uint8_t* p, const uint8_t* end) c
 }
 
 const uint8_t* Pretokenizer::next_o200k(const uint8_t* p, const uint8_t* end) const {
+    if (const uint8_t* const word = short_cased_word(p + kBeforeWord.is[*p], end)) return word;
     const UnicodeTable& table = *table_;
     const Character c = at(table, p);
     const auto with_contraction = [&](const uint8_t* stop) {

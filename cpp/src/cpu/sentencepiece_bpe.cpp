@@ -13,7 +13,8 @@ namespace {
 
 constexpr uint32_t kSpaceSymbol = 0x2581;
 constexpr uint64_t kNoPair = ~0ull;
-constexpr unsigned kCacheLog2 = 19;  // 32 MiB a thread
+constexpr unsigned kShortCacheLog2 = 19, kLongCacheLog2 = 16;  // 20 MiB a thread
+constexpr ptrdiff_t kStretch = 64;  // bytes that are cut before the number of chunks is looked at
 
 const uint8_t* bytes_of(const std::string& text) {
     return reinterpret_cast<const uint8_t*>(text.data());
@@ -215,7 +216,7 @@ bool SentencePieceBpe::joined(uint32_t left, uint32_t right) const {
 class SentencePieceBpeThread : public EncoderThread {
   public:
     explicit SentencePieceBpeThread(const SentencePieceBpe& model)
-        : m_(model), chunks_(kCacheLog2) {}
+        : m_(model), chunks_(kShortCacheLog2, kLongCacheLog2) {}
 
     void encode(const std::vector<std::string_view>& texts, IdBuffer& ids,
                 std::vector<size_t>& ends) override {
@@ -236,8 +237,10 @@ class SentencePieceBpeThread : public EncoderThread {
         } else {
             m_.normalizer_.normalize(text, text_);
         }
+        const size_t size = text_.size();
+        text_.append(ChunkEncoder::kPadding, '\0');
         const char* p = text_.data();
-        const char* const end = p + text_.size();
+        const char* const end = p + size;
         if (m_.has_user_symbols_)
             encode_around_symbols(p, end, ids);
         else
@@ -270,51 +273,43 @@ class SentencePieceBpeThread : public EncoderThread {
         if (p == end) return;
         const auto* u = reinterpret_cast<const uint8_t*>(p);
         const auto* const u_end = reinterpret_cast<const uint8_t*>(end);
-        const uint8_t* start = u;
-        const uint8_t* left_at = u;
+        const uint8_t* cuts[ChunkEncoder::kBatch + 2];
+        size_t chunks = 0;  // whole ones; cuts[chunks] starts the next
+        cuts[0] = u;
         int n = utf8::length(*u);
         uint32_t left = utf8::decode(u, n);
         u += n;
         while (u < u_end) {
-            uint32_t right = *u;
-            n = 1;
-            bool join;
-            if ((right | left) < 128) {
-                join = m_.ascii_joined_[left][right];
+            if ((left | *u) < 128) {
+                // Whether this is a cut is not to be foreseen, so there is no branch on it.
+                const uint8_t* const stop = u + std::min(u_end - u, kStretch);
+                do {
+                    cuts[chunks + 1] = u;
+                    chunks += !m_.ascii_joined_[left][*u];
+                    left = *u++;
+                } while (u < stop && *u < 128);
             } else {
                 n = utf8::length(*u);
-                right = utf8::decode(u, n);
-                join = m_.joined(left, right);
+                const uint32_t right = utf8::decode(u, n);
+                if (!m_.joined(left, right)) cuts[++chunks] = u;
+                left = right;
+                u += n;
             }
-            if (!join) {
-                add_chunk(start, left_at, u, left);
-                if (chunks_.full()) flush(ids);
-                start = u;
+            if (chunks + size_t(kStretch) >= ChunkEncoder::kBatch) {
+                encode_chunks(cuts, chunks, ids);
+                cuts[0] = cuts[chunks];
+                chunks = 0;
             }
-            left = right;
-            left_at = u;
-            u += n;
         }
-        add_chunk(start, left_at, u_end, left);
-        flush(ids);
+        cuts[++chunks] = u_end;
+        encode_chunks(cuts, chunks, ids);
     }
 
-    // `last` is the chunk's last character, at `last_at`. A character alone is looked up at once:
-    // punctuation, digits, most of Chinese.
-    void add_chunk(const uint8_t* start, const uint8_t* last_at, const uint8_t* end,
-                   uint32_t last) {
-        if (start == last_at) {
-            const uint32_t symbol = m_.character(last).symbol;
-            if (symbol < m_.vocab_size_) return chunks_.add_id(symbol);
-        }
-        chunks_.add(reinterpret_cast<const char*>(start), size_t(end - start));
-    }
-
-    void flush(IdBuffer& ids) {
+    void encode_chunks(const uint8_t* const* cuts, size_t chunks, IdBuffer& ids) {
         // A byte gives at most one id, but a space without a piece gives the three bytes of U+2581.
-        chunks_.flush(
-            ids, 3,
-            [&](const char* text, size_t size, uint32_t* out) {
+        chunks_.encode(
+            cuts, chunks, ids, 3,
+            [&](const uint8_t* text, size_t size, uint32_t* out) {
                 return encode_chunk(text, size, out);
             },
             [&](uint32_t* from, uint32_t* out) {
@@ -327,8 +322,7 @@ class SentencePieceBpeThread : public EncoderThread {
             });
     }
 
-    uint32_t* encode_chunk(const char* text, size_t size, uint32_t* out) {
-        const auto* p = reinterpret_cast<const uint8_t*>(text);
+    uint32_t* encode_chunk(const uint8_t* p, size_t size, uint32_t* out) {
         const uint8_t* const end = p + size;
         symbols_.clear();
         while (p < end) {
