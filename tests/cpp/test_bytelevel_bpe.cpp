@@ -87,6 +87,21 @@ TEST(equals_the_definition) {
     }
 }
 
+// Merging does not give "éé": its middle bytes join first. With ignore_merges it is a token all the
+// same, but only as a whole piece, not as a part of one that could be cut around it.
+TEST(a_part_of_a_piece_is_no_piece) {
+    std::mt19937 random(5);
+    ByteLevelModel model = random_model(random);
+    model.tokens.resize(256);
+    model.tokens.insert(model.tokens.end(), {"\xA9\xC3", "éé"});
+    for (const bool ignore_merges : {false, true}) {
+        model.ignore_merges = ignore_merges;
+        const ByteLevelBpe encoder(model);
+        for (const char* piece : {"éé", "中éé中", "中中éé"})
+            CHECK_EQ(encode(encoder, piece), by_definition(model, piece));
+    }
+}
+
 TEST(many_chunks_of_one_piece) {
     std::mt19937 random(2);
     const ByteLevelModel model = random_model(random);
