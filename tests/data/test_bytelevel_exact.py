@@ -28,7 +28,13 @@ from fastllm_data.tiktoken_file import (
     parse_tekken,
 )
 from fastllm_data.tokenizer import load_tokenizer
-from fastllm_data.tokenizer_json import GPT2_PATTERN
+from fastllm_data.tokenizer_json import (
+    GPT2_PATTERN,
+    all_token_bytes,
+    gpt2_as_tokenizer_json,
+    gpt2_library,
+    token_bytes,
+)
 
 PATTERNS = {
     "gpt2": GPT2_PATTERN,
@@ -53,6 +59,22 @@ CORPUS = [
 
 def split_by(pattern: str) -> Any:
     return pre_tokenizers.Split(Regex(pattern), "isolated")
+
+
+def test_bytes_of_all_tokens_at_once() -> None:
+    characters = [chr(code) for code in range(0x200)]
+    assert [all_token_bytes([c])[0] for c in characters] == [token_bytes(c) for c in characters]
+    for tokens in ([], ["ab", "Ġé", "\u0120", ""], ["a", "日", "b"]):
+        assert all_token_bytes(tokens) == [token_bytes(token) for token in tokens]
+
+
+def test_gpt2_files_give_the_library_the_same_as_through_json() -> None:
+    vocab = {"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3}
+    parsed = gpt2_as_tokenizer_json(vocab, "#version: 0.2\na b\n")
+    direct = json.loads(gpt2_library(parsed).to_str())
+    through = json.loads(Tokenizer.from_str(json.dumps(parsed)).to_str())
+    del direct["decoder"], through["decoder"]  # one option of it differs, which it does not use
+    assert direct == through
 
 
 @pytest.mark.parametrize("name", ["gpt2", "o200k"])

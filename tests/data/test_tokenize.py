@@ -7,6 +7,8 @@ import io
 import json
 import random
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from fastllm_data import IndexedDataset
 from fastllm_data import tokenize as tokenize_module
 from fastllm_data.__main__ import main
 from fastllm_data.cli.app import VERBS, app
+from fastllm_data.encoder_choice import EncoderDiffersError
 from fastllm_data.tokenizer import Reference, load_tokenizer
 from fastllm_data.verify import verify
 
@@ -213,6 +216,44 @@ def test_a_fast_encoder_that_differs_is_not_used(
     assert json.loads(stdout)["encoder"] == "reference"
     ids = IndexedDataset(tmp_path / "c_text_document")[0].tolist()
     assert ids == shifted([TEXTS[0]])[0]
+
+
+def test_a_difference_found_when_all_is_built_starts_again(
+    source: Path,
+    small_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    built = threading.Event()
+    real_build = tokenize_module.DatasetBuilder
+
+    class Announcing:
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._builder = real_build(*args, **kwargs)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._builder, name)
+
+        def finish(self) -> Any:
+            positions = self._builder.finish()
+            built.set()
+            return positions
+
+    def late(*_: object) -> Iterator[int]:
+        assert built.wait(30)
+        raise EncoderDiffersError("in.jsonl: differs")
+        yield 0
+
+    monkeypatch.setattr(tokenize_module, "DatasetBuilder", Announcing)
+    monkeypatch.setattr(tokenize_module, "compare_samples", late)
+    args = ["tokenize", source, "--tokenizer", small_model, "--append-eod", "--json"]
+    status, stdout, err = run(capsys, *args, "--out", tmp_path / "late")
+    assert status == 0
+    assert "differs" in err
+    assert json.loads(stdout)["encoder"] == "reference"
+    run(capsys, *args, "--out", tmp_path / "plain", "--encoder", "reference")
+    assert bytes_of(tmp_path / "late") == bytes_of(tmp_path / "plain")
 
 
 def test_a_failing_encoder_leaves_nothing(

@@ -39,7 +39,7 @@ ByteLevelBpe::ByteLevelBpe(ByteLevelModel model) : model_(std::move(model)) {
         add_ranked_merges(id_of);
     else
         add_listed_merges(id_of);
-    if (model_.ignore_merges) find_unmerged(id_of);
+    if (model_.ignore_merges && !model_.merges_by_rank) find_unmerged(id_of);
     cuts_pieces_ = unmerged_.empty();
     byte_pairs_.resize(256 * 256);
     for (size_t pair = 0; pair < byte_pairs_.size(); ++pair)
@@ -90,7 +90,10 @@ void ByteLevelBpe::add_ranked_merges(const IdOf& id_of) {
         if (token.size() < 2) continue;
         symbols_of(token, symbols);
         merger.merge(merges_, symbols);
-        if (symbols.size() == 2) merges_.add(symbols[0], symbols[1], id);
+        if (symbols.size() == 2)
+            merges_.add(symbols[0], symbols[1], id);
+        else if (model_.ignore_merges)
+            unmerged_.emplace(token, id);
     }
 }
 

@@ -284,7 +284,10 @@ def _build(
                         save(i, *reached)
             except InputError as error:
                 raise InputError(_located(str(error), source, places)) from error
-        at.positions = builder.finish()
+        positions = builder.finish()
+        if check is not None:
+            check.wait()
+        at.positions = positions
         digests = [digest.finish() for digest in hashing]
         at.counts = {n: c + before.get(n, 0) for n, c in builder.counts().items()}
         at.sizes = bad.sync()

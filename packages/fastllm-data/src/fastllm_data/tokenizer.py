@@ -18,7 +18,7 @@ from fastllm_data.tiktoken_file import (
     parse_rank_file,
     parse_tekken,
 )
-from fastllm_data.tokenizer_json import fast_encoder, parse_gpt2
+from fastllm_data.tokenizer_json import fast_encoder, gpt2_library, parse_gpt2
 
 EncodeBatch = Callable[[list[str]], list[list[int]]]
 DecodeIds = Callable[[list[int]], str]
@@ -207,7 +207,7 @@ def _json_tokenizer(
     def reference() -> Reference:
         from tokenizers import Tokenizer as HFTokenizer
 
-        hf = HFTokenizer.from_buffer(serialized or json.dumps(parsed).encode())
+        hf = HFTokenizer.from_buffer(serialized) if serialized else gpt2_library(parsed)
         hf.no_truncation()  # some files say that texts are to be cut, or filled, to a length
         hf.no_padding()
         hf.encode_special_tokens = parse_special is False

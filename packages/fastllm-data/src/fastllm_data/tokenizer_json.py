@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate, pairwise
 from typing import Any
 
 from fastllm_core import Encoder, InputError, bytelevel_encoder
@@ -37,6 +38,19 @@ def token_bytes(token: str) -> bytes | None:
         return bytes(map(byte_of_character().__getitem__, token))
     except KeyError:
         return None
+
+
+def all_token_bytes(tokens: list[str]) -> list[bytes | None]:
+    """``token_bytes`` of each; all at once, as a character stands for one byte."""
+    table = {ord(character): byte for character, byte in byte_of_character().items()}
+    # What stands for itself and is no character of such a vocabulary must not pass for its byte.
+    table |= {code: 0x110000 - 1 for code in range(256) if code not in table}
+    try:
+        joined = "".join(tokens).translate(table).encode("latin-1")
+    except UnicodeEncodeError:
+        return [token_bytes(token) for token in tokens]
+    ends = list(accumulate(map(len, tokens), initial=0))
+    return [joined[begin:end] for begin, end in pairwise(ends)]
 
 
 @dataclass(frozen=True)
@@ -74,16 +88,14 @@ def byte_level_parts(parsed: dict[str, Any], parse_special: bool = True) -> Byte
     special = _added_tokens(
         [token for token in added_tokens if parse_special or not token.get("special")]
     )
-    merges: list[tuple[int, int]] = []
-    for merge in model["merges"]:
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
-        if left not in vocab or right not in vocab:
-            raise Unsupported("a merge names an unknown token")
-        merges.append((vocab[left], vocab[right]))
+    pairs = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+    try:
+        merges = [(vocab[left], vocab[right]) for left, right in pairs]
+    except KeyError as error:
+        raise Unsupported("a merge names an unknown token") from error
     tokens = [b""] * (max(vocab.values(), default=-1) + 1)
     added = {str(token["content"]) for token in added_tokens}
-    for text, token in vocab.items():
-        content = token_bytes(text)
+    for (text, token), content in zip(vocab.items(), all_token_bytes(list(vocab)), strict=True):
         if content is None and text not in added:
             raise Unsupported(f"token {text!r} is not written in bytes")
         tokens[token] = content or b""
@@ -182,6 +194,22 @@ def gpt2_as_tokenizer_json(vocab: dict[str, int], merges: str) -> dict[str, Any]
             "merges": [tuple(line.split(" ")) for line in lines],
         },
     }
+
+
+def gpt2_library(parsed: dict[str, Any]) -> Any:
+    """The library's tokenizer of what ``gpt2_as_tokenizer_json`` gives, in a third of the time that
+    it takes through text.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    model = parsed["model"]
+    made: Any = Tokenizer(models.BPE(model["vocab"], model["merges"]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(
+        [AddedToken(t["content"], normalized=False, special=True) for t in parsed["added_tokens"]]
+    )
+    return made
 
 
 def fast_encoder(parsed: dict[str, Any], parse_special: bool) -> tuple[Encoder | None, str]:
