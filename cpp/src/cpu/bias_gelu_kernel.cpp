@@ -1,6 +1,7 @@
 // Compiled once per vector level; see simd/simd.hpp.
 #include "bias_gelu_kernel.hpp"
 
+#include "simd/column_sums.hpp"
 #include "simd/gelu.hpp"
 #include "simd/simd.hpp"
 
@@ -36,16 +37,14 @@ void gradient_row(const T* dy, const T* x, const T* bias, T* dx, float* partial,
         prefetch(dy + c + kAhead<T>, lanes);
         const auto v = load(x + c, lanes) + load(bias + c, lanes);
         const auto d = load(dy + c, lanes) * derivative(v, gelu_gate(v));
-        store(partial + c, load(partial + c, lanes) + d, lanes);
+        add_to(partial + c, d, lanes);
         store_as<kStream>(dx + c, d, lanes);
     });
 }
 
 template <class T>
 void bwd_part(const BiasGeluBwd& a, std::int64_t part, bool stream) {
-    const std::int64_t rows_per_part = (a.rows + a.parts - 1) / a.parts;
-    const std::int64_t begin = part * rows_per_part;
-    const std::int64_t end = begin + rows_per_part < a.rows ? begin + rows_per_part : a.rows;
+    const auto [begin, end] = rows_of_part(a, part);
     float* partial = a.partial + part * a.cols;
     for (std::int64_t c = 0; c < a.cols; ++c) partial[c] = 0.0f;
     for (std::int64_t row = begin; row < end; ++row) {
@@ -57,18 +56,6 @@ void bwd_part(const BiasGeluBwd& a, std::int64_t part, bool stream) {
                  static_cast<const T*>(a.bias), dx, partial, a.cols);
     }
     if (stream) finish_streaming();
-}
-
-template <class T>
-void bwd_reduce(const BiasGeluBwd& a, std::int64_t begin, std::int64_t end) {
-    T* dbias = static_cast<T*>(a.dbias) + begin;
-    for_each_pair(end - begin, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
-        auto total = load(a.partial + begin + c, lanes);
-        for (std::int64_t part = 1; part < a.parts; ++part) {
-            total = total + load(a.partial + part * a.cols + begin + c, lanes);
-        }
-        store(dbias + c, total, lanes);
-    });
 }
 
 void fwd_any(const BiasGeluFwd& a, std::int64_t begin, std::int64_t end, bool stream) {
@@ -83,8 +70,9 @@ void bwd_part_any(const BiasGeluBwd& a, std::int64_t part, bool stream) {
 }
 
 void bwd_reduce_any(const BiasGeluBwd& a, std::int64_t begin, std::int64_t end) {
-    with_element_type(a.dtype,
-                      [&](auto zero) FASTLLM_LAMBDA { bwd_reduce<decltype(zero)>(a, begin, end); });
+    with_element_type(a.dtype, [&](auto zero) FASTLLM_LAMBDA {
+        add_parts(a.partial, a.parts, a.cols, static_cast<decltype(zero)*>(a.dbias), begin, end);
+    });
 }
 
 }  // namespace

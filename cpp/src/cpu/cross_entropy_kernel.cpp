@@ -16,49 +16,83 @@ struct MaxAndSum {
     float sum;
 };
 
-template <class T>
-float largest_of(const T* x, std::int64_t count, float at_least) {
-    Max4 top(at_least);
-    const std::int64_t whole = count / kWidth * kWidth;
-    for_each_pair(whole, [&](std::int64_t c, int slot, auto lanes)
-                             FASTLLM_LAMBDA { top.add(slot, load(x + c, lanes)); });
-    float m = top.total();
-    for (std::int64_t c = whole; c < count; ++c) {
-        const float v = to_float(x[c]);
-        m = v > m ? v : m;
-    }
-    return m;
-}
+// max and sum_i(exp(x_i - max)) of what was added, in one pass: the sums are taken from a reference
+// that may be up to kSlack below the maximum, so that they are scaled anew a few times a row at
+// most. exp(kSlack) times any number of columns is far from float's largest.
+class RunningSum {
+  public:
+    FASTLLM_INLINE explicit RunningSum(float at_least) : top_(broadcast(at_least)) {}
 
-// One pass over memory: each stretch is small enough to be still in the first-level cache when its
-// sum is taken, and the sum so far is rescaled when the maximum grows.
-template <class T>
-MaxAndSum max_and_sum(const T* x, std::int64_t cols, MaxAndSum so_far) {
-    constexpr std::int64_t kStretch = 4096;
-    const float minus_infinity = detail::float_of(kMinusInfinity);
-    float max = so_far.max;
-    float sum = so_far.sum;
-    for (std::int64_t begin = 0; begin < cols; begin += kStretch) {
-        const std::int64_t count = cols - begin < kStretch ? cols - begin : kStretch;
-        const float grown = largest_of(x + begin, count, max);
-        // With nothing but -inf so far any finite reference gives exp(x - reference) = 0.
-        const float reference = grown == minus_infinity ? 0.0f : grown;
-        if (grown != max) sum *= scalar_exp(max - reference);
-        max = grown;
-        const Vec from = broadcast(reference);
-        Sum4 sums;
-        const std::int64_t whole = count / kWidth * kWidth;
-        const T* next = x + begin + count;  // also at a row's end: rows adjoin
-        for_each_pair(whole, [&](std::int64_t c, int slot, auto lanes) FASTLLM_LAMBDA {
-            prefetch(next + c, lanes);
-            sums.add(slot, exponential(load(x + begin + c, lanes) - from));
-        });
-        sum += sums.total();
-        for (std::int64_t c = whole; c < count; ++c) {
-            sum += scalar_exp(to_float(x[begin + c]) - reference);
+    // kPairs pairs of vectors.
+    template <int kPairs, class T>
+    FASTLLM_INLINE void add(const T* x) {
+        for (int i = 0; i < kPairs; ++i) {
+            const T* p = x + i * 2 * kWidth;
+            prefetch(p + 2 * kAhead<T>, PairLanes{});
+            const VecPair v = load(p, PairLanes{});
+            top_ = maximum(v.a, maximum(v.b, top_));
+        }
+        raise_reference();
+        for (int i = 0; i < kPairs; ++i) {
+            const VecPair v = load(x + i * 2 * kWidth, PairLanes{});
+            sums_.add(i % 2 * 2, exponential(v - VecPair(reference_)));
         }
     }
-    return {max, sum};
+
+    // One vector.
+    template <class T>
+    FASTLLM_INLINE void add(const T* x) {
+        const Vec v = load(x, AllLanes{});
+        top_ = maximum(v, top_);
+        raise_reference();
+        sums_.add(0, exponential(v - reference_));
+    }
+
+    // What was added before this object had its max and sum in `before`.
+    FASTLLM_INLINE MaxAndSum total(MaxAndSum before) const {
+        const float max = largest(top_);
+        const float sum = sums_.total();
+        if (max == detail::float_of(kMinusInfinity)) return {max, before.sum + sum};  // 0, or NaN
+        const float reference = first_lane(reference_);
+        return {max, before.sum * scalar_exp(before.max - max) + sum * scalar_exp(reference - max)};
+    }
+
+  private:
+    static constexpr float kSlack = 40.0f;
+
+    FASTLLM_INLINE void raise_reference() {
+        if (!any_above(top_, reference_ + broadcast(kSlack))) return;
+        const Vec grown = broadcast(largest(top_));
+        const Vec by = exponential(reference_ - grown);
+        for (Vec& part : sums_.part) part = part * by;
+        reference_ = grown;
+    }
+
+    Vec top_;
+    // The least finite number to begin with: any other is above it, and exp(-inf - it) is 0.
+    Vec reference_ = broadcast(detail::float_of(0xff7fffffu));
+    Sum4 sums_;
+};
+
+// The two halves of the row are read side by side, which keeps more of memory busy.
+template <class T>
+MaxAndSum max_and_sum(const T* x, std::int64_t cols, MaxAndSum before) {
+    constexpr int kPairs = 4;
+    constexpr std::int64_t kGroup = kPairs * 2 * kWidth;
+    RunningSum running(before.max);
+    const std::int64_t half = cols / (2 * kGroup) * kGroup;
+    for (std::int64_t c = 0; c < half; c += kGroup) {
+        running.add<kPairs>(x + c);
+        running.add<kPairs>(x + half + c);
+    }
+    std::int64_t c = 2 * half;
+    for (; c + kWidth <= cols; c += kWidth) running.add(x + c);
+    if (c < cols) {
+        T rest[kWidth];
+        for (T& v : rest) v = c < cols ? x[c++] : from_float<T>(detail::float_of(kMinusInfinity));
+        running.add(rest);
+    }
+    return running.total(before);
 }
 
 template <class T>

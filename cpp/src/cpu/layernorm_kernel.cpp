@@ -1,6 +1,7 @@
 // Compiled once per vector level; see simd/simd.hpp.
 #include "layernorm_kernel.hpp"
 
+#include "simd/column_sums.hpp"
 #include "simd/simd.hpp"
 
 namespace fastllm::cpu::FASTLLM_ISA {
@@ -111,8 +112,8 @@ Dots accumulate(const T* dy, const T* h, const T* weight, float mean, float rstd
         const auto d = load(dy + c, lanes);
         const auto product = d * ((load(h + c, lanes) - middle) * scale);
         const auto w = load(weight + c, lanes);
-        store(dweight + c, load(dweight + c, lanes) + product, lanes);
-        store(dbias + c, load(dbias + c, lanes) + d, lanes);
+        add_to(dweight + c, product, lanes);
+        add_to(dbias + c, d, lanes);
         g_sums.add_product(slot, d, w);
         gn_sums.add_product(slot, product, w);
     });
@@ -140,9 +141,7 @@ void input_gradient_row(const T* dy, const T* h, const T* weight, const T* dh, f
 
 template <class T>
 void bwd_part(const LayerNormBwd& a, std::int64_t part, bool stream) {
-    const std::int64_t rows_per_part = (a.rows + a.parts - 1) / a.parts;
-    const std::int64_t begin = part * rows_per_part;
-    const std::int64_t end = begin + rows_per_part < a.rows ? begin + rows_per_part : a.rows;
+    const auto [begin, end] = rows_of_part(a, part);
     const auto* weight = static_cast<const T*>(a.weight);
     float* dweight = a.partial + part * a.cols;
     float* dbias = dweight + a.parts * a.cols;
@@ -165,18 +164,6 @@ void bwd_part(const LayerNormBwd& a, std::int64_t part, bool stream) {
     if (stream) finish_streaming();
 }
 
-template <class T>
-void reduce_columns(const float* partial, std::int64_t parts, std::int64_t cols, T* out,
-                    std::int64_t begin, std::int64_t end) {
-    for_each_pair(end - begin, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
-        auto total = load(partial + begin + c, lanes);
-        for (std::int64_t part = 1; part < parts; ++part) {
-            total = total + load(partial + part * cols + begin + c, lanes);
-        }
-        store(out + begin + c, total, lanes);
-    });
-}
-
 void fwd_any(const LayerNormFwd& a, std::int64_t begin, std::int64_t end, bool stream) {
     with_element_type(a.dtype, [&](auto zero) FASTLLM_LAMBDA {
         fwd_rows<decltype(zero)>(a, begin, end, stream);
@@ -191,10 +178,10 @@ void bwd_part_any(const LayerNormBwd& a, std::int64_t part, bool stream) {
 void bwd_reduce_any(const LayerNormBwd& a, std::int64_t begin, std::int64_t end) {
     with_element_type(a.dtype, [&](auto zero) FASTLLM_LAMBDA {
         using T = decltype(zero);
-        reduce_columns(a.partial, a.parts, a.cols, static_cast<T*>(a.dweight), begin, end);
+        add_parts(a.partial, a.parts, a.cols, static_cast<T*>(a.dweight), begin, end);
         if (a.dbias == nullptr) return;
-        reduce_columns(a.partial + a.parts * a.cols, a.parts, a.cols, static_cast<T*>(a.dbias),
-                       begin, end);
+        add_parts(a.partial + a.parts * a.cols, a.parts, a.cols, static_cast<T*>(a.dbias), begin,
+                  end);
     });
 }
 

@@ -1,6 +1,7 @@
 // Compiled once per vector level; see simd/simd.hpp.
 #include "rmsnorm_kernel.hpp"
 
+#include "simd/column_sums.hpp"
 #include "simd/simd.hpp"
 
 namespace fastllm::cpu::FASTLLM_ISA {
@@ -77,7 +78,7 @@ float accumulate_dweight(const T* dy, const T* h, const T* weight, float rstd, f
     Sum4 dots;
     for_each_pair(cols, [&](std::int64_t c, int slot, auto lanes) FASTLLM_LAMBDA {
         const auto product = load(dy + c, lanes) * (load(h + c, lanes) * scale);
-        store(partial + c, load(partial + c, lanes) + product, lanes);
+        add_to(partial + c, product, lanes);
         dots.add_product(slot, product, load(weight + c, lanes));
     });
     return dots.total();
@@ -100,9 +101,7 @@ void input_gradient_row(const T* dy, const T* h, const T* weight, const T* dh, f
 
 template <class T>
 void bwd_part(const RmsNormBwd& a, std::int64_t part, bool stream) {
-    const std::int64_t rows_per_part = (a.rows + a.parts - 1) / a.parts;
-    const std::int64_t begin = part * rows_per_part;
-    const std::int64_t end = begin + rows_per_part < a.rows ? begin + rows_per_part : a.rows;
+    const auto [begin, end] = rows_of_part(a, part);
     const auto* weight = static_cast<const T*>(a.weight);
     float* partial = a.partial + part * a.cols;
     for (std::int64_t c = 0; c < a.cols; ++c) partial[c] = 0.0f;
@@ -124,18 +123,6 @@ void bwd_part(const RmsNormBwd& a, std::int64_t part, bool stream) {
     if (stream) finish_streaming();
 }
 
-template <class T>
-void bwd_reduce(const RmsNormBwd& a, std::int64_t begin, std::int64_t end) {
-    auto* dweight = static_cast<T*>(a.dweight) + begin;
-    for_each_pair(end - begin, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
-        auto total = load(a.partial + begin + c, lanes);
-        for (std::int64_t part = 1; part < a.parts; ++part) {
-            total = total + load(a.partial + part * a.cols + begin + c, lanes);
-        }
-        store(dweight + c, total, lanes);
-    });
-}
-
 void fwd_any(const RmsNormFwd& a, std::int64_t begin, std::int64_t end, bool stream) {
     with_element_type(a.dtype, [&](auto zero) FASTLLM_LAMBDA {
         fwd_rows<decltype(zero)>(a, begin, end, stream);
@@ -148,8 +135,9 @@ void bwd_part_any(const RmsNormBwd& a, std::int64_t part, bool stream) {
 }
 
 void bwd_reduce_any(const RmsNormBwd& a, std::int64_t begin, std::int64_t end) {
-    with_element_type(a.dtype,
-                      [&](auto zero) FASTLLM_LAMBDA { bwd_reduce<decltype(zero)>(a, begin, end); });
+    with_element_type(a.dtype, [&](auto zero) FASTLLM_LAMBDA {
+        add_parts(a.partial, a.parts, a.cols, static_cast<decltype(zero)*>(a.dweight), begin, end);
+    });
 }
 
 }  // namespace

@@ -7,8 +7,8 @@
 namespace fastllm::cpu::FASTLLM_ISA {
 namespace {
 
-// Scores of so many places are made at a time, in a buffer that stays in the first-level cache. A
-// row that has more takes two passes.
+// So many places are taken at a time, in a buffer that stays in the first-level cache. A row that
+// has more takes two passes.
 constexpr std::int64_t kStretch = 8192;
 
 FASTLLM_INLINE float no_score() { return detail::float_of(0xff800000u); }
@@ -32,23 +32,37 @@ struct Scores {
     float at_first;            // what ALiBi adds at column 0
 };
 
-float largest_of(const float* v, std::int64_t count) {
-    Max4 top(no_score());
-    const std::int64_t whole = count / kWidth * kWidth;
-    for_each_pair(whole, [&](std::int64_t c, int slot, auto lanes)
-                             FASTLLM_LAMBDA { top.add(slot, load(v + c, lanes)); });
-    float m = top.total();
-    for (std::int64_t c = whole; c < count; ++c) m = v[c] > m ? v[c] : m;
-    return m;
-}
+// Scores that are the elements, scaled. A pair of vectors has the order of T.
+template <class T>
+struct Scaled {
+    const T* x;
+    float by;
+    template <class Lanes>
+    FASTLLM_INLINE auto operator()(std::int64_t c, Lanes lanes) const {
+        return load(x + c, lanes) * broadcast(by);
+    }
+    FASTLLM_INLINE float at(std::int64_t c) const { return to_float(x[c]) * by; }
+};
 
-// Scores of places [begin, begin + count); returns the largest. Without kPlaces, a pair of vectors
-// has the order of T.
-template <class T, bool kPlaces>
-float make_scores(const Scores<T>& s, float* out, std::int64_t begin, std::int64_t count) {
+// Scores that were made before.
+struct Made {
+    const float* v;
+    template <class Lanes>
+    FASTLLM_INLINE auto operator()(std::int64_t c, Lanes lanes) const {
+        return load(v + c, lanes);
+    }
+    FASTLLM_INLINE float at(std::int64_t c) const { return v[c]; }
+};
+
+// Scores of places [begin, begin + count), of which those that depend on the place are made in
+// `out`: plain loops, of which the compiler makes vectors.
+template <bool kPlaces, class T>
+FASTLLM_INLINE auto scores_of(const Scores<T>& s, float* out, std::int64_t begin,
+                              std::int64_t count) {
     const T* x = s.x + begin;
-    if constexpr (kPlaces) {
-        // Plain loops: the compiler makes vectors of them.
+    if constexpr (!kPlaces) {
+        return Scaled<T>{x, s.scale};
+    } else {
         const float at_begin = s.at_first + s.slope * static_cast<float>(begin);
         for (std::int64_t c = 0; c < count; ++c) {
             out[c] = to_float(x[c]) * s.scale + (at_begin + s.slope * static_cast<float>(c));
@@ -58,33 +72,39 @@ float make_scores(const Scores<T>& s, float* out, std::int64_t begin, std::int64
             const float none = no_score();
             for (std::int64_t c = 0; c < count; ++c) out[c] = mask[c] != 0 ? out[c] : none;
         }
-    } else {
-        const Vec by = broadcast(s.scale);
-        for_each_pair(count, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
-            store(out + c, load(x + c, lanes) * by, lanes);
-        });
+        return Made{out};
     }
-    return largest_of(out, count);
 }
 
-// v = exp(v - max); returns the sum. `next` are the elements that are read after these.
-template <class T>
-float to_exponentials(float* v, float max, const T* next, std::int64_t count) {
-    // With nothing but -inf any finite reference gives exp(v - reference) = 0.
+template <class Score>
+float largest_of(const Score& score, std::int64_t count) {
+    Max4 top(no_score());
+    const std::int64_t whole = count / kWidth * kWidth;
+    for_each_pair(whole, [&](std::int64_t c, int slot, auto lanes)
+                             FASTLLM_LAMBDA { top.add(slot, score(c, lanes)); });
+    float m = top.total();
+    for (std::int64_t c = whole; c < count; ++c) m = score.at(c) > m ? score.at(c) : m;
+    return m;
+}
+
+// e = exp(score - max); returns the sum. `next` are the elements that are read after these.
+template <class Score, class T>
+float to_exponentials(const Score& score, float* e, float max, const T* next, std::int64_t count) {
+    // With nothing but -inf any finite reference gives exp(score - reference) = 0.
     const float reference = max == no_score() ? 0.0f : max;
     const Vec from = broadcast(reference);
     Sum4 sums;
     const std::int64_t whole = count / kWidth * kWidth;
     for_each_pair(whole, [&](std::int64_t c, int slot, auto lanes) FASTLLM_LAMBDA {
         prefetch(next + c, lanes);
-        const auto e = exponential(load(v + c, lanes) - from);
-        store(v + c, e, lanes);
-        sums.add(slot, e);
+        const auto v = exponential(score(c, lanes) - from);
+        store(e + c, v, lanes);
+        sums.add(slot, v);
     });
     float sum = sums.total();
     for (std::int64_t c = whole; c < count; ++c) {
-        v[c] = scalar_exp(v[c] - reference);
-        sum += v[c];
+        e[c] = scalar_exp(score.at(c) - reference);
+        sum += e[c];
     }
     return sum;
 }
@@ -107,8 +127,8 @@ void softmax_row(const Scores<T>& s, T* y, std::int64_t places) {
     alignas(64) float buffer[kStretch];
     const auto inverse = [](float sum) { return sum == 0.0f ? 0.0f : 1.0f / sum; };
     if (places <= kStretch) {
-        const float max = make_scores<T, kPlaces>(s, buffer, 0, places);
-        const float sum = to_exponentials(buffer, max, s.next, places);
+        const auto score = scores_of<kPlaces>(s, buffer, 0, places);
+        const float sum = to_exponentials(score, buffer, largest_of(score, places), s.next, places);
         return store_scaled<T, kPlaces, kStream>(buffer, inverse(sum), y, places);
     }
     float max = no_score();
@@ -118,16 +138,17 @@ void softmax_row(const Scores<T>& s, T* y, std::int64_t places) {
     };
     for (std::int64_t begin = 0; begin < places; begin += kStretch) {
         const std::int64_t count = length(begin);
-        const float here = make_scores<T, kPlaces>(s, buffer, begin, count);
+        const auto score = scores_of<kPlaces>(s, buffer, begin, count);
+        const float here = largest_of(score, count);
         const float grown = here > max ? here : max;
         if (grown != max && sum != 0.0f) sum *= scalar_exp(max - grown);
         max = grown;
-        sum += to_exponentials(buffer, max, s.x + begin + count, count);
+        sum += to_exponentials(score, buffer, max, s.x + begin + count, count);
     }
     for (std::int64_t begin = 0; begin < places; begin += kStretch) {
         const std::int64_t count = length(begin);
-        make_scores<T, kPlaces>(s, buffer, begin, count);
-        to_exponentials(buffer, max, s.x + begin + count, count);
+        const auto score = scores_of<kPlaces>(s, buffer, begin, count);
+        to_exponentials(score, buffer, max, s.x + begin + count, count);
         store_scaled<T, kPlaces, kStream>(buffer, inverse(sum), y + begin, count);
     }
 }

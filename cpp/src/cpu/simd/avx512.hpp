@@ -141,6 +141,9 @@ FASTLLM_INLINE Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
 // The second operand where either is NaN.
 FASTLLM_INLINE Vec minimum(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 FASTLLM_INLINE Vec maximum(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+FASTLLM_INLINE bool any_above(Vec a, Vec b) {
+    return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ) != 0;
+}
 FASTLLM_INLINE Vec round_to_integer(Vec a) { return {_mm512_roundscale_ps(a.v, 0)}; }
 
 // 1 / a to 1 unit in the last place: an estimate to 2^-14 and one step of Newton's, which would

@@ -115,6 +115,12 @@ FASTLLM_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v};
 FASTLLM_INLINE Vec minimum(Vec a, Vec b) { return {a.v < b.v ? a.v : b.v}; }
 FASTLLM_INLINE Vec maximum(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }
 
+FASTLLM_INLINE bool any_above(Vec a, Vec b) {
+    bool any = false;
+    for (int i = 0; i < kWidth; ++i) any |= a.v[i] > b.v[i];
+    return any;
+}
+
 // To the nearest integer, for |value| < 2^22.
 FASTLLM_INLINE Vec round_to_integer(Vec a) {
     const Floats shift =
