@@ -7,6 +7,7 @@
 
 #include "column_sums.cuh"
 #include "device.cuh"
+#include "norm.cuh"
 
 namespace fastllm::cuda {
 
@@ -14,22 +15,6 @@ inline constexpr int kLayerNormPacks = 4;
 inline constexpr int kLayerNormFwdThreads = 1024;
 inline constexpr int kLayerNormBwdPacks = 2;  // two sums per column are kept in registers
 inline constexpr int kLayerNormBwdThreads = 512;
-
-// h = x + residual, rounded and stored, or x itself.
-template <int kWidth, class T>
-__device__ __forceinline__ Pack<T, kWidth> layernorm_input(const T* x, const T* residual,
-                                                           T* residual_out, std::int64_t offset) {
-    Pack<T, kWidth> h = load_pack<kWidth>(x + offset);
-    if (residual != nullptr) {
-        const Pack<T, kWidth> r = load_pack<kWidth>(residual + offset);
-#pragma unroll
-        for (int j = 0; j < kWidth; ++j) {
-            h.lane[j] = from_float<T>(to_float(h.lane[j]) + to_float(r.lane[j]));
-        }
-        store_pack<kWidth>(residual_out + offset, h);
-    }
-    return h;
-}
 
 template <int kWidth, class T>
 __device__ __forceinline__ float pack_sum(const Pack<T, kWidth>& pack) {
@@ -87,12 +72,12 @@ __global__ void __launch_bounds__(kLayerNormFwdThreads)
     for (int i = 0; i < kPacks; ++i) {
         const int p = threadIdx.x + i * blockDim.x;
         if (p < packs) {
-            kept[i] = layernorm_input<kWidth>(x, residual, residual_out, base + p * kWidth);
+            kept[i] = norm_input<kWidth>(x, residual, residual_out, base + p * kWidth);
             sum += pack_sum(kept[i]);
         }
     }
     for (int p = streamed; p < packs; p += blockDim.x) {
-        sum += pack_sum(layernorm_input<kWidth>(x, residual, residual_out, base + p * kWidth));
+        sum += pack_sum(norm_input<kWidth>(x, residual, residual_out, base + p * kWidth));
     }
     const float mean = row_sum(sum, sums) / static_cast<float>(cols);
 
