@@ -19,7 +19,7 @@ PROJECTS := $(PACKAGES:%=packages/fastllm-%/pyproject.toml)
 ctest = export $(ACTIVATE) && cmake --preset $(1) && cmake --build --preset $(1) -j $(JOBS) && ctest --preset $(1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint format quickstart test-cpp test-asan test-cuda test-emulate test-cutlass bench gpu-check clean distclean
+.PHONY: help install test lint format quickstart test-cpp test-asan test-cuda test-emulate test-cutlass torch-versions bench gpu-check clean distclean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -104,6 +104,9 @@ format: $(VENV)/.stamp-lint  ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files 'cpp/*.hpp' 'cpp/*.cpp' 'cpp/*.cu' 'cpp/*.cuh' 'cpp/*.h' | grep -v third_party)
+
+torch-versions: $(VENV)/.stamp-venv  ## the operators' tests on one wheel under two versions of torch (downloads 3 GB)
+	$(BIN)/python scripts/torch_versions.py --calls $(if $(TORCH_INDEX),--index $(TORCH_INDEX)) $(ARGS)
 
 bench: $(VENV)/.stamp-test  ## the benchmarks that run on a CPU; results on stdout
 	@for file in $(filter-out %/bench_gpu.py,$(wildcard benchmarks/bench_*.py benchmarks/*/bench_*.py)); do \

@@ -13,7 +13,7 @@ from fastllm_train.ops.moe_permute import moe_combine, moe_permute, moe_route
 from .accuracy import DTYPES, assert_within, randoms, rounded
 from .random_inputs import CPU, RandomCase, random_cases
 
-SHAPES = ((1, 1, 1), (9, 2, 33), (13, 3, 512), (4, 2, 1000), (3, 2, 5000))
+SHAPES = ((1, 1, 1), (9, 2, 33), (13, 3, 512), (4, 2, 1000), (3, 2, 5000), (5, 19, 70))
 
 
 def routing(tokens: int, choices: int) -> tuple[torch.Tensor, int]:
