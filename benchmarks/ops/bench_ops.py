@@ -1,6 +1,7 @@
 """Operators on the CPU against the machine's copy bandwidth, torch eager and torch.compile.
 
     python benchmarks/ops/bench_ops.py [--threads 2] [--rows 16384] [--cols 4096] [--filter bf16]
+    python benchmarks/ops/bench_ops.py --kernels     # kernel and copy only: a minute
     python benchmarks/ops/bench_ops.py --compile --filter "softmax fwd"
     python benchmarks/ops/bench_ops.py --calls       # microseconds of a call on tiny tensors
 
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--cols", type=int, default=4096)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="also torch.compile of torch's form")
+    parser.add_argument("--kernels", action="store_true", help="only the kernels and the copy")
     parser.add_argument("--calls", action="store_true", help="time of a call, on 4 x 64 elements")
     parser.add_argument("--filter", default="", help="only cases whose name contains this")
     arguments = parser.parse_args()
@@ -77,30 +79,40 @@ def main() -> None:
     rows, cols, runs, threads = (arguments.rows, arguments.cols, arguments.runs, arguments.threads)
     source, target = torch.randn(rows, cols), torch.empty(rows, cols)
     print(f"{threads} threads, {_core.cpu_isa()}, {rows}x{cols}")
-    print(f"{'':34s}{'kernel':>11s}{'of copy':>9s}{'operator':>12s}{'torch':>12s}{'ratio':>8s}")
+    names = [] if arguments.kernels else ["operator", "torch", "ratio"]
+    names += ["compiled", "ratio"] if arguments.compile else []
+    widths = {"ratio": 8}
+    print(
+        f"{'':34s}{'kernel':>11s}{'of copy':>9s}",
+        *(f"{n:>{widths.get(n, 12)}s}" for n in names),
+        sep="",
+    )
     for operator in OPERATORS:
         for label, dtype in DTYPES.items():
             for case in operator(rows, cols, label, dtype):
                 if arguments.filter not in case.name:
                     continue
-                competitors = [
-                    case.kernel,
-                    lambda: target.copy_(source),
-                    case.operator,
-                    case.torch,
-                ]
+                competitors = [case.kernel, lambda: target.copy_(source)]
+                if not arguments.kernels:
+                    competitors += [case.operator, case.torch]
                 if arguments.compile:
                     torch.compiler.reset()
                     competitors.append(torch.compile(case.torch))
-                kernel, copy, ours, theirs, *compiled = medians(competitors, runs, clock)
+                kernel, copy, *others = medians(competitors, runs, clock)
                 rate = case.moved_bytes / kernel
                 of_copy = rate / (2 * source.nbytes / copy)
                 print(
-                    f"{case.name:34s}{rate / 1e9:6.1f} GB/s{of_copy:9.2f}"
-                    f"{ours * 1e3:9.1f} ms{theirs * 1e3:9.1f} ms{theirs / ours:7.1f}x"
-                    + "".join(f"{c * 1e3:9.1f} ms compiled{c / ours:7.1f}x" for c in compiled),
+                    f"{case.name:34s}{rate / 1e9:6.1f} GB/s{of_copy:9.2f}" + columns(others),
                     flush=True,
                 )
+
+
+def columns(seconds: list[float]) -> str:
+    """Of the operator, torch and torch.compile: milliseconds, and ratios to the operator."""
+    if not seconds:
+        return ""
+    ours, *theirs = seconds
+    return f"{ours * 1e3:9.1f} ms" + "".join(f"{t * 1e3:9.1f} ms{t / ours:7.1f}x" for t in theirs)
 
 
 if __name__ == "__main__":
