@@ -102,9 +102,10 @@ float to_exponentials(const Score& score, float* e, float max, const T* next, st
         sums.add(slot, v);
     });
     float sum = sums.total();
-    for (std::int64_t c = whole; c < count; ++c) {
-        e[c] = scalar_exp(score.at(c) - reference);
-        sum += e[c];
+    if (whole < count) {
+        const FirstLanes lanes{static_cast<int>(count - whole)};
+        store(e + whole, exponential(score(whole, lanes) - from), lanes);
+        for (std::int64_t c = whole; c < count; ++c) sum += e[c];
     }
     return sum;
 }
