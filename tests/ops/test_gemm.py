@@ -47,22 +47,28 @@ def check(got: torch.Tensor, want: torch.Tensor, terms: torch.Tensor, roundings:
 ALLOWED = tomllib.loads(Path(__file__).with_name("emulator_allowed.toml").read_text())["allowed"]
 
 
-def fits(entry: dict[str, Any], report: tuple[str, str, str], op: str, depth: int) -> bool:
+def fits(
+    entry: dict[str, Any], report: tuple[str, str, str], op: str, size: tuple[int, int, int]
+) -> bool:
+    """``size``: rows and columns of the result, depth."""
     kind, kernel, text = report
+    rows, cols, depth = size
+    depth = (depth + 31) // 32 * 32  # in whole steps
+    whole = rows % 128 == 0 and cols % 128 == 0
     return (
         entry["op"] == op
         and entry["kind"] == kind
         and re.search(entry["kernel"], kernel) is not None
         and re.search(rf"line \d+, {entry['instruction']}", text) is not None
-        and depth <= entry["deepest"]
+        and (depth == entry["from"] if whole else depth >= entry["from"])
     )
 
 
-def finish(gemm: Any, op: str, depth: int) -> None:
-    """Fails for every report that emulator_allowed.toml does not allow at this depth."""
+def finish(gemm: Any, op: str, size: tuple[int, int, int]) -> None:
+    """Fails for every report that emulator_allowed.toml does not allow at this size."""
     reports = gemm.core.reports()
     gemm.core.clear_reports()
-    assert [r for r in reports if not any(fits(e, r, op, depth) for e in ALLOWED)] == []
+    assert [r for r in reports if not any(fits(e, r, op, size) for e in ALLOWED)] == []
 
 
 @pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "plain"])
@@ -75,7 +81,7 @@ def test_linear_bias(
     x, w, bias = randn(m, k, dtype=dtype), randn(n, k, dtype=dtype, seed=1), randn(n, dtype=dtype)
     y = gemm.empty((m, n), dtype)
     gemm.core.linear_bias(gemm.put(x), gemm.put(w), gemm.put(bias) if with_bias else None, y)
-    finish(gemm, "linear_bias", k)
+    finish(gemm, "linear_bias", (m, n, k))
     want = x.double() @ w.double().t() + (bias.double() if with_bias else 0)
     check(gemm.get(y), want, x.double().abs() @ w.double().abs().t() + 1)
 
@@ -107,7 +113,7 @@ def test_linear_bias_gelu(gemm: Any, shape: tuple[int, int, int], dtype: torch.d
     x, w, bias = randn(m, k, dtype=dtype), randn(n, k, dtype=dtype, seed=1), randn(n, dtype=dtype)
     y, pre = gemm.empty((m, n), dtype), gemm.empty((m, n), dtype)
     gemm.core.linear_bias_gelu(gemm.put(x), gemm.put(w), gemm.put(bias), y, pre)
-    finish(gemm, "linear_bias_gelu", k)
+    finish(gemm, "linear_bias_gelu", (m, n, k))
     want = x.double() @ w.double().t() + bias.double()
     terms = x.double().abs() @ w.double().abs().t() + 1
     check(gemm.get(pre), want, terms)
@@ -122,7 +128,7 @@ def test_linear_swiglu(gemm: Any, shape: tuple[int, int, int], dtype: torch.dtyp
     wg, wu = (randn(n, k, dtype=dtype, seed=s) * k**-0.5 for s in (1, 2))
     gate, up, y = (gemm.empty((m, n), dtype) for _ in range(3))
     gemm.core.linear_swiglu(gemm.put(x), gemm.put(wg), gemm.put(wu), gate, up, y)
-    finish(gemm, "linear_swiglu", k)
+    finish(gemm, "linear_swiglu", (m, n, k))
     for got, w in ((gate, wg), (up, wu)):
         check(gemm.get(got), x.double() @ w.double().t(), x.double().abs() @ w.double().abs().t())
     stored = [gemm.get(t).double() for t in (gate, up)]
@@ -138,7 +144,7 @@ def test_linear_weight_grad(gemm: Any, shape: tuple[int, int, int], dtype: torch
     before = randn(n, k, dtype=torch.float32)
     dw = gemm.put(before)
     gemm.core.linear_weight_grad(gemm.put(dy), gemm.put(x), dw)
-    finish(gemm, "linear_weight_grad", m)
+    finish(gemm, "linear_weight_grad", (n, k, m))
     terms = dy.double().abs().t() @ x.double().abs() + 1
     check(gemm.get(dw), before.double() + dy.double().t() @ x.double(), terms)
 
@@ -154,7 +160,7 @@ def test_grouped_linear(gemm: Any, dtype: torch.dtype) -> None:
     words = gemm.core.grouped_workspace_bytes(len(sizes)) // 8 + 1
     workspace = gemm.empty((words,), torch.int64)
     gemm.core.grouped_linear(gemm.put(x), gemm.put(w), gemm.put(offsets), y, workspace)
-    finish(gemm, "grouped_linear", k)
+    finish(gemm, "grouped_linear", (m, n, k))
     got = gemm.get(y)
     for g in range(len(sizes)):
         rows = slice(int(offsets[g]), int(offsets[g + 1]))
@@ -175,35 +181,37 @@ def test_refuses(gemm: Any) -> None:
 
 
 @pytest.mark.parametrize("entry", ALLOWED, ids=lambda e: e["op"])
-def test_every_allowance_is_used(gemm: Any, entry: dict[str, Any]) -> None:
-    """At its depth the report is made; one step of the pipeline deeper it is not."""
-    for depth, expected in ((entry["deepest"], True), (entry["deepest"] + 32, False)):
-        run_at_depth(gemm, entry["op"], depth)
+@pytest.mark.parametrize("size", [8, 128])
+def test_every_allowance_is_used(gemm: Any, entry: dict[str, Any], size: int) -> None:
+    """The report is made from that depth on; of a whole tile, at that depth alone."""
+    first = entry["from"]
+    for depth in (first - 32, first, first + 32):
+        run_at_depth(gemm, entry["op"], depth, size)
         reports = gemm.core.reports()
         gemm.core.clear_reports()
-        assert any(fits(entry, r, entry["op"], depth) for r in reports) is expected, reports
-        assert expected or not reports
+        expected = depth == first if size == 128 else depth >= first
+        assert bool(reports) is expected
+        assert all(fits(entry, r, entry["op"], (size, size, depth)) for r in reports)
 
 
-def run_at_depth(gemm: Any, op: str, depth: int) -> None:
+def run_at_depth(gemm: Any, op: str, depth: int, size: int) -> None:
+    """The product of (size, depth) and (size, depth)."""
     dtype = torch.bfloat16
-    rows, outputs = (16, 8)
     if op == "linear_weight_grad":
-        dy, x = gemm.put(randn(depth, 16, dtype=dtype)), gemm.put(randn(depth, 8, dtype=dtype))
-        gemm.core.linear_weight_grad(dy, x, gemm.put(torch.zeros(16, 8)))
+        dy, x = (gemm.put(randn(depth, size, dtype=dtype)) for _ in range(2))
+        gemm.core.linear_weight_grad(dy, x, gemm.put(torch.zeros(size, size)))
         return
-    x, w = gemm.put(randn(rows, depth, dtype=dtype)), gemm.put(randn(outputs, depth, dtype=dtype))
-    bias = gemm.put(randn(outputs, dtype=dtype))
-    y, gate, up = (gemm.empty((rows, outputs), dtype) for _ in range(3))
+    x, w, other = (gemm.put(randn(size, depth, dtype=dtype)) for _ in range(3))
+    bias = gemm.put(randn(size, dtype=dtype))
+    y, gate, up = (gemm.empty((size, size), dtype) for _ in range(3))
     if op == "linear_bias":
         gemm.core.linear_bias(x, w, bias, y)
     elif op == "linear_bias_gelu":
         gemm.core.linear_bias_gelu(x, w, bias, y, gate)
     elif op == "linear_swiglu":
-        other = gemm.put(randn(outputs, depth, dtype=dtype, seed=1))
         gemm.core.linear_swiglu(x, w, other, gate, up, y)
     else:
-        experts = gemm.put(randn(1, outputs, depth, dtype=dtype))
+        experts = gemm.put(randn(1, size, depth, dtype=dtype))
         words = gemm.core.grouped_workspace_bytes(1) // 8 + 1
         workspace = gemm.empty((words,), torch.int64)
-        gemm.core.grouped_linear(x, experts, gemm.put(torch.tensor([0, rows])), y, workspace)
+        gemm.core.grouped_linear(x, experts, gemm.put(torch.tensor([0, size])), y, workspace)
