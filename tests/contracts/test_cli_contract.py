@@ -151,6 +151,7 @@ MISSING: dict[str, dict[str, str]] = {
     },
     "train": {
         "run": "missing",
+        "launch": "missing",
         "check": "missing",
         "report": "missing",
         "peak": "--dtype missing",
