@@ -25,6 +25,9 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2, torch.float16: 5e-3}
 PIECE = 4 * 4400  # of tokens: four rows of 1100 floats
 
 
+PIECE = 4 * 4400  # of tokens: four rows of 1100 floats
+
+
 def sample(
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
