@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from fastllm_train.precision import PrecisionConfig
 
 MAX_REDUCE_BUCKET = 200_000_000
+# Over micro-batches and over replicas: in bf16 the latter would round every micro-batch's sum.
+_FP32_SUMS = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
 
 
 def effective_zero_stage(config: Config) -> tuple[int, str]:
@@ -20,8 +22,13 @@ def effective_zero_stage(config: Config) -> tuple[int, str]:
     DeepSpeed 0.19 runs bf16 and fp16 without ZeRO through ``FP16_UnfusedOptimizer``, whose set-up
     calls ``optimizer.step()`` once on zero gradients: Adam's step count starts at 1 and weight
     decay is applied before any data. ZeRO-1 keeps the same arithmetic and has no such step.
+
+    Sums in fp32 are ZeRO-2's: with ZeRO-1 DeepSpeed takes another optimizer, whose sums are some
+    six times less exact.
     """
     stage = config.parallel.zero_stage
+    if stage < 2 and config.precision.separate_sums:
+        return 2, "gradients that are added up in fp32 are cut over the replicas"
     if stage == 0 and config.parallel.ep > 1:
         return 1, "experts that are shared out over ranks run with ZeRO"
     if stage == 0 and config.precision.dtype != "fp32":
@@ -63,6 +70,7 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": precision.dtype == "bf16"},
         "fp16": _fp16(precision) if precision.dtype == "fp16" else {"enabled": False},
+        **(_FP32_SUMS if precision.separate_sums else {}),
         "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,
     }

@@ -52,6 +52,13 @@ def threads_per_process(env: Mapping[str, str], local_world_size: int) -> int:
     return max(1, usable_cores() // local_world_size)
 
 
+def runtime_line(env: Mapping[str, str], threads: int) -> str:
+    """What this process runs with on a CPU, for the log: threads, huge pages, malloc."""
+    huge = "on" if env.get("THP_MEM_ALLOC_ENABLE") == "1" else "off (THP_MEM_ALLOC_ENABLE=1)"
+    malloc = env.get("GLIBC_TUNABLES", "") or "default"
+    return f"{threads} threads a process; huge pages for tensors: {huge}; malloc: {malloc}"
+
+
 def pick_device(wanted: str) -> str:
     """ "cpu" or "cuda". ``UserError`` when CUDA is asked for and no GPU is visible."""
     import torch

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from fastllm_train.distributed import threads_per_process
 from fastllm_train.errors import UserError
@@ -21,12 +22,20 @@ from fastllm_train.errors import UserError
 POLL_S = 0.1
 LAUNCHER_PID = "FASTLLM_LAUNCHER_PID"
 FAILED_PEER_GRACE_S = 15.0
+# glibc gives what is larger than 2 MiB back to the system when it is freed, on huge pages all the
+# same: nothing is lost between blocks of different lifetimes, each block is faulted in anew.
+COMPACT = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=2097152"
 
 
 def worker_environment(
-    env: Mapping[str, str], rank: int, world_size: int, port: int
+    env: Mapping[str, str],
+    rank: int,
+    world_size: int,
+    port: int,
+    allocator: Literal["fast", "compact"] = "fast",
 ) -> dict[str, str]:
-    """torch.distributed's variables for one process of a single-machine job."""
+    """torch.distributed's variables for one process of a single-machine job, and
+    ``speed_settings``."""
     return {
         **env,
         "RANK": str(rank),
@@ -35,14 +44,19 @@ def worker_environment(
         "LOCAL_WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        **speed_settings(env, world_size),
+        **speed_settings(env, world_size, allocator),
         LAUNCHER_PID: str(os.getpid()),
     }
 
 
-def speed_settings(env: Mapping[str, str], processes: int) -> dict[str, str]:
-    """Variables that make ``processes`` processes of a machine fast; what ``env`` sets stays."""
+def speed_settings(
+    env: Mapping[str, str], processes: int, allocator: Literal["fast", "compact"] = "fast"
+) -> dict[str, str]:
+    """Variables that make ``processes`` processes of a machine fast, with ``speed.allocator``; what
+    ``env`` sets stays."""
+    compact = {"GLIBC_TUNABLES": env.get("GLIBC_TUNABLES", COMPACT)}
     return {
+        **(compact if allocator == "compact" else {}),
         "OMP_NUM_THREADS": str(threads_per_process(env, processes)),
         # torch asks for huge pages: else every large tensor is faulted in page by page on a CPU
         "THP_MEM_ALLOC_ENABLE": env.get("THP_MEM_ALLOC_ENABLE", "1"),
@@ -55,7 +69,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def launch(arguments: Sequence[str], world_size: int) -> int:
+def launch(
+    arguments: Sequence[str], world_size: int, allocator: Literal["fast", "compact"] = "fast"
+) -> int:
     """Run ``python -m fastllm_train ARGUMENTS`` in ``world_size`` processes.
 
     Returns 0 when all ended with 0, else the first failure's status; a line names its rank.
@@ -63,7 +79,9 @@ def launch(arguments: Sequence[str], world_size: int) -> int:
     port = free_port()
     command = [sys.executable, "-m", "fastllm_train", *arguments]
     workers = [
-        subprocess.Popen(command, env=worker_environment(os.environ, rank, world_size, port))
+        subprocess.Popen(
+            command, env=worker_environment(os.environ, rank, world_size, port, allocator)
+        )
         for rank in range(world_size)
     ]
     previous = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from fastllm_planner.arch import ArchSpec
 from fastllm_train.config import Config, to_table
 from fastllm_train.coordination import on_rank_0, say
 from fastllm_train.data import read_step
+from fastllm_train.distributed import runtime_line
 from fastllm_train.engine import Engine, StepOutcome
 from fastllm_train.engine_deepspeed import DeepSpeedEngine
 from fastllm_train.errors import PeerError, UserError
@@ -83,6 +85,8 @@ def train(
     if found.path is None and config.model.weights:
         weights = pretrained(Path(config.model.weights), spec).weight
         say(f"weights from {config.model.weights}")
+    if device == "cpu":
+        say(runtime_line(os.environ, torch.get_num_threads()))
     timeout = config.run.hang_timeout_s
     watchdog = Watchdog(folder.root, rank, dist.get_world_size(), timeout)
     engine: Engine = DeepSpeedEngine(config, spec, device, start, weights, watchdog.note)

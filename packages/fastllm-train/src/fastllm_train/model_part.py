@@ -30,6 +30,7 @@ def whole_model(config: Config, spec: ArchSpec) -> TrainingModel:
         Decoder(
             spec,
             recompute=config.parallel.recompute,
+            recompute_elementwise=config.speed.recompute_elementwise,
             kernels=kernels,
             documents=config.data.source == "chat",
         )
@@ -60,6 +61,8 @@ def build_part(
         parallelise(model, spec, mesh, sequence_parallel=parallel.sequence_parallel)
     if parallel.cp > 1:
         cut_context(model.model, mesh)
+    if config.speed.compile:
+        model.model.compile_layers()
     if parallel.pp == 1:
         return model
     return PipelineStage(model, first=mesh.first_stage, last=mesh.last_stage)

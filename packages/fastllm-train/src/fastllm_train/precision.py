@@ -20,15 +20,24 @@ class PrecisionConfig:
     update of a step whose gradients overflow is left out; from the ``loss_scale_hysteresis``-th of
     them on each halves the scale, and ``loss_scale_window`` steps without one double it
     (Micikevicius et al. 2017, arXiv:1710.03740, section 3.2).
+
+    ``accumulate`` (bf16): the type in which micro-batches' gradients are added up, that of the
+    model or "fp32" (then every rank keeps its ZeRO share of them in fp32).
     """
 
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    accumulate: Literal["model", "fp32"] = "model"
     loss_scale: int = 65536
     loss_scale_window: int = 1000
     loss_scale_hysteresis: int = 2
     min_loss_scale: int = 1
 
     def __post_init__(self) -> None:
+        if self.dtype == "fp16" and self.accumulate == "fp32":
+            raise UserError(
+                'precision.accumulate="fp32" is not for fp16 in this version',
+                hint='set precision.dtype="bf16", or precision.accumulate="model"',
+            )
         power = math.log2(self.loss_scale) if self.loss_scale > 0 else 0.5
         if power != int(power):
             raise UserError(f"precision.loss_scale={self.loss_scale} is not a power of two")
@@ -39,6 +48,11 @@ class PrecisionConfig:
             raise UserError(
                 f"precision.loss_scale={self.loss_scale} is below precision.min_loss_scale"
             )
+
+    @property
+    def separate_sums(self) -> bool:
+        """Whether gradients are added up in another type than they are made in."""
+        return self.dtype == "bf16" and self.accumulate == "fp32"
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -21,6 +21,7 @@ def refuse(config: Config, spec: ArchSpec) -> None:
     _context(config, spec)
     _experts(config, spec)
     _zero(config)
+    _compile(config, spec)
     _checkpoint(config)
 
 
@@ -95,6 +96,20 @@ def _context(config: Config, spec: ArchSpec) -> None:
         )
 
 
+def _compile(config: Config, spec: ArchSpec) -> None:
+    if not config.speed.compile:
+        return
+    for forbidden, why in (
+        (spec.moe is not None, "how many tokens an expert gets is not known to the compiler"),
+        (config.parallel.zero_stage == 3, "ZeRO-3 gathers weights in the middle of a layer"),
+        (config.parallel.cp > 1, "the exchange of context parallelism is not traced"),
+    ):
+        if forbidden:
+            raise UserError(
+                f"speed.compile makes one graph of a layer: {why}", hint="set speed.compile=false"
+            )
+
+
 def _checkpoint(config: Config) -> None:
     form = written_format(config.checkpoint, config.parallel)
     if config.checkpoint.background and form != "portable":
@@ -164,6 +179,11 @@ def _tensor_parallel(config: Config, spec: ArchSpec) -> None:
 
 def _zero(config: Config) -> None:
     parallel = config.parallel
+    if config.precision.separate_sums and (parallel.offload != "none" or parallel.ep > 1):
+        raise UserError(
+            'precision.accumulate="fp32" is not for offload or expert parallelism in this version',
+            hint='set precision.accumulate="model"',
+        )
     if parallel.offload == "optimizer" and parallel.zero_stage == 0:
         raise UserError(
             "parallel.offload moves ZeRO's optimizer states: zero_stage=0 has none",

@@ -49,7 +49,8 @@ def command(
         click.echo(" ".join(command), err=True)
         sys.stdout.flush()
         sys.stderr.flush()
-        environment = {**os.environ, **speed_settings(os.environ, job.processes)}
+        chosen = speed_settings(os.environ, job.processes, settings.speed.allocator)
+        environment = {**os.environ, **chosen}
         os.execve(command[0], command, environment)
     folder = out if out is not None else Path(settings.run.out) / "launch"
     for name, text in cluster_files(job).items():

@@ -42,11 +42,12 @@ def command(config: Path, overrides: tuple[str, ...], fresh: bool) -> int:
         from fastllm_train.session import run_rank
 
         _end(run_rank(settings, spec, place, fresh=fresh))
-    if world_size > 1:
+    allocator = settings.speed.allocator
+    if world_size > 1 or allocator == "compact":  # which is set before a process starts
         from fastllm_train.launch import launch
 
         arguments = ["run", str(config), *overrides, *(["--fresh"] if fresh else [])]
-        status = launch(arguments, world_size)
+        status = launch(arguments, world_size, allocator)
         sys.stdout.flush()
         return status
     from fastllm_train.launch import free_port, worker_environment

@@ -16,8 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from fastllm_planner.arch import ArchSpec, iter_params
 from fastllm_train.models.attention import Attention, Positions, positions
 from fastllm_train.models.kernels import TORCH, Kernels
-from fastllm_train.models.mlp import MixtureOfExperts, build_mlp
+from fastllm_train.models.mlp import Gelu, MixtureOfExperts, SwiGLU, build_mlp
 from fastllm_train.models.norm import build_norm
+from fastllm_train.models.not_kept import not_kept
 from fastllm_train.models.supported import check_supported
 from fastllm_train.models.z_loss import loss_with_z
 
@@ -36,6 +37,8 @@ class Loss(NamedTuple):
 class Block(nn.Module):
     """Pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)). [B, S, H] → [B, S, H]."""
 
+    recompute_elementwise = False
+
     def __init__(
         self, spec: ArchSpec, layer: int, *, recompute_core: bool, kernels: Kernels
     ) -> None:
@@ -46,9 +49,16 @@ class Block(nn.Module):
         self.mlp = build_mlp(spec, layer, kernels)
 
     def forward(self, x: Tensor, where: Positions) -> Tensor:
-        mixed = self.self_attn(self.input_layernorm(x), where)
-        normed, x = self.post_attention_layernorm(mixed, x)
-        return x + self.mlp(normed)
+        normed = self.input_layernorm(x)
+        if not self.recompute_elementwise or torch.compiler.is_compiling():
+            mixed = self.self_attn(normed, where)
+            normed, x = self.post_attention_layernorm(mixed, x)
+            return x + self.mlp(normed)
+        with not_kept(normed, lambda: self.input_layernorm(x)):
+            mixed = self.self_attn(normed, where)
+        normed, total = self.post_attention_layernorm(mixed, x)
+        with not_kept(normed, lambda: self.post_attention_layernorm(total)):
+            return total + self.mlp(normed)
 
 
 def _itself(x: Tensor) -> Tensor:
@@ -88,6 +98,12 @@ class Trunk(nn.Module):
 
     def forward(self, tokens: Tensor, position_ids: Tensor) -> Tensor:
         return self.norm(self.run_layers(self.embed(tokens, position_ids), position_ids))
+
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Each layer becomes one graph of torch.compile, without graph breaks, at its first call.
+        To be called with parallel layouts in place: their collectives are part of it."""
+        for layer in self.layers.values():
+            layer.compile(fullgraph=True, backend=backend)
 
     def embed(self, tokens: Tensor, position_ids: Tensor) -> Tensor:
         """[B, S] → [B, S, H]."""
@@ -143,13 +159,15 @@ class NormHead(LmHead):
 
 class Decoder(nn.Module):
     """The model with its language-model head. ``documents``: a sequence holds several, each
-    beginning at position 0, and attention stays within each."""
+    beginning at position 0, and attention stays within each. ``recompute_elementwise``: outputs of
+    norms and activations are made again in the backward pass."""
 
     def __init__(
         self,
         spec: ArchSpec,
         *,
         recompute: str = "none",
+        recompute_elementwise: bool = False,
         kernels: Kernels = TORCH,
         documents: bool = False,
     ) -> None:
@@ -160,6 +178,11 @@ class Decoder(nn.Module):
         if spec.tied_embeddings:
             assert isinstance(self.model.embed_tokens, nn.Embedding)
             self.lm_head.weight = self.model.embed_tokens.weight
+        # Blocks that are recomputed as a whole keep nothing anyway.
+        if recompute_elementwise and recompute != "full":
+            for module in self.modules():
+                if isinstance(module, Block | SwiGLU | Gelu):
+                    module.recompute_elementwise = True
 
     def forward(self, tokens: Tensor, position_ids: Tensor) -> Tensor:
         """Logits [B, S, V] in the model's dtype, for int64 [B, S] inputs."""

@@ -145,8 +145,16 @@ class FusedKernels:
         first: int = 0,
         group: Any = None,
     ) -> Tensor:
+        from fastllm_train.ops.cross_entropy import cross_entropy
         from fastllm_train.ops.linear_cross_entropy import linear_cross_entropy_sum
 
+        if hidden_NH.dtype == torch.float16:
+            # Small probabilities underflow unless the loss scale is in the gradient already.
+            logits = F.linear(hidden_NH, weight_VH)
+            losses = cross_entropy(
+                logits, labels_N, first=first, group=group, inplace_backward=True
+            )
+            return torch.dot(losses, share_N.to(losses.dtype))
         return linear_cross_entropy_sum(
             hidden_NH, weight_VH, labels_N, share_N, first=first, group=group
         )

@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from fastllm_planner.arch import ArchSpec, MoeSpec
 from fastllm_train.models.kernels import TORCH, Kernels, widened
+from fastllm_train.models.not_kept import not_kept
 
 
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202)."""
+
+    recompute_elementwise = False
 
     def __init__(self, spec: ArchSpec, width: int, kernels: Kernels = TORCH) -> None:
         super().__init__()
@@ -23,11 +26,16 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(width, spec.hidden, bias=spec.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.kernels.swiglu(self.gate_proj(x), self.up_proj(x)))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        return _through(
+            self.down_proj, lambda: self.kernels.swiglu(gate, up), self.recompute_elementwise
+        )
 
 
 class Gelu(nn.Module):
     """down(gelu(up(x))), gelu by its tanh form (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
+
+    recompute_elementwise = False
 
     def __init__(self, spec: ArchSpec, width: int) -> None:
         super().__init__()
@@ -35,7 +43,21 @@ class Gelu(nn.Module):
         self.down_proj = nn.Linear(width, spec.hidden, bias=spec.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.gelu(self.up_proj(x), approximate="tanh"))
+        up = self.up_proj(x)
+        return _through(
+            self.down_proj, lambda: F.gelu(up, approximate="tanh"), self.recompute_elementwise
+        )
+
+
+def _through(
+    down: nn.Module, activation: Callable[[], Tensor], recompute_elementwise: bool
+) -> Tensor:
+    """``down`` of the activation, which is not kept for the backward pass with the switch on."""
+    active = activation()
+    if not recompute_elementwise or torch.compiler.is_compiling():
+        return down(active)
+    with not_kept(active, activation):
+        return down(active)
 
 
 class MixtureOfExperts(nn.Module):

@@ -80,16 +80,19 @@ def linear_cross_entropy_sum(
     ignore_index: int = -100,
     first: int = 0,
     group: dist.ProcessGroup | None = None,
-    chunk_bytes: int = 128 << 20,
+    chunk_bytes: int | None = None,
 ) -> torch.Tensor:
     """Σ share * loss over the tokens: a float32 scalar. One backward pass; ``share`` gets no
     gradient. Other arguments and errors as for :func:`linear_cross_entropy`.
 
     Args:
         share: float32, the shape of ``labels``.
-        chunk_bytes: size of the logits that exist at a time, at least a row. Where a float16 or
-            bfloat16 weight gets its gradient from several pieces, they are added in float32.
+        chunk_bytes: size of the logits that exist at a time, at least a row. By default 64 MiB;
+            128 in float16 and bfloat16, where the weight's gradient from several pieces is added up
+            in a float32 buffer of its own.
     """
+    if chunk_bytes is None:
+        chunk_bytes = (64 if hidden.dtype == torch.float32 else 128) << 20
     _check("linear_cross_entropy_sum", hidden, weight, labels)
     if share.shape != labels.shape:
         raise ValueError(
