@@ -94,7 +94,7 @@ def chats_of(sample: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_packed_chats_train_as_if_alone_and_prompts_not_at_all(prefix: str) -> None:
     packed = ChatDataset(prefix, SEQ_LEN, seed=3)
-    samples: list[dict[str, Any]] = [packed[index] for index in range(3)]
+    samples: list[dict[str, Any]] = [dict(packed[index]) for index in range(3)]
     alone = [chat for sample in samples for chat in chats_of(sample)]
     assert len(alone) > 2 * len(samples)
     loss, grads = gradients(samples, documents=True)
