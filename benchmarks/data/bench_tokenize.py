@@ -10,6 +10,9 @@ installed are left out: `pip install --no-deps gigatoken megatron-core` and torc
 - reference: what Megatron-LM's tool does: json.loads, the tokenizer's library text by text, and
   megatron-core's IndexedDatasetBuilder (without it: our Python writer).
 - gigatoken: encode_files on the JSONL file, ids written by numpy.
+
+The number after a name is that of worker threads. The reference has one and takes minutes, so it
+runs once.
 """
 
 from __future__ import annotations
@@ -94,9 +97,9 @@ def command(name: str, source: Path, tokenizer: Path, out: Path) -> list[str]:
             "--out", str(out)]  # fmt: skip
 
 
-def measure(args: list[str]) -> tuple[float, float, float]:
+def measure(args: list[str], threads: str) -> tuple[float, float, float]:
     """Wall seconds, CPU seconds, peak MB of a command; raises if it fails."""
-    env = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
+    env = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": threads}
     started = time.perf_counter()
     process = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env)
     assert process.stderr is not None
@@ -121,7 +124,10 @@ def bench(source: Path, tokenizer: Path, runs: int, names: list[str]) -> None:
         for name in names:
             out = Path(folder) / name
             try:
-                results = [measure(command(name, source, tokenizer, out)) for _ in range(runs)]
+                args = command(name, source, tokenizer, out)
+                threads = name.rpartition("-")[2] if "-" in name else "1"
+                repeats = 1 if name == "reference" else runs
+                results = [measure(args, threads) for _ in range(repeats)]
             except RuntimeError as error:
                 print(f"| {name} | {error} |")
                 continue
@@ -142,13 +148,13 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--names", default="fastllm-1,fastllm-2,reference,gigatoken")
+    parser.add_argument("--names", default="fastllm-1,fastllm-2,gigatoken-1,gigatoken-2,reference")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only == "reference":
         run_reference(args.source, args.tokenizer, args.out)
-    elif args.only == "gigatoken":
+    elif args.only and args.only.startswith("gigatoken"):
         run_gigatoken(args.source, args.tokenizer, args.out)
     else:
         bench(args.source, args.tokenizer, args.runs, args.names.split(","))
