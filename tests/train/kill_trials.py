@@ -159,7 +159,7 @@ def trials(mode: str, count: int, seed: int) -> dict[str, Any]:
         got, want = (tensors_of(end) for end in ends if end is not None)
         different = [key for key in want if not got[key].equal(want[key])]
         if different or got.keys() != want.keys():
-            raise Lost(f"the weights differ in {different[:5]}")
+            raise Lost(f"the state differs in {different[:5]}")
     return {
         "mode": mode,
         "kills": count,

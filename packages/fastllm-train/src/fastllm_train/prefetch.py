@@ -14,6 +14,7 @@ from functools import partial
 from multiprocessing import RawValue
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fastllm_train.data import MicroBatch, SampleSource, read_step
@@ -81,6 +82,7 @@ class StepReader:
             collate_fn=_as_it_is,
             worker_init_fn=partial(_settle_worker, self._ended),
             multiprocessing_context="fork",  # datasets are mapped files and closures
+            generator=torch.Generator(),  # of workers' seeds; else each start draws from the run's
         )
         return iter(loader)
 
