@@ -158,7 +158,9 @@ def litgpt(dtype: str, *, compiled: bool = False) -> Step:
 def torchtitan(dtype: str) -> Step:
     """0.3 imports triton and refuses SDPA for language models, whose flex attention has no
     backward pass on a CPU: a stand-in for the former, its own SDPA class put in for the latter."""
-    import torch._dynamo  # before the stand-in, so that torch does not take it for triton
+    # Before the stand-in, so that torch does not take it for triton.
+    import torch._dynamo
+    import torch._inductor.runtime.triton_compat
 
     sys.modules.setdefault("triton", stand_in("triton"))
     sys.modules.setdefault("triton.language", stand_in("triton.language"))
@@ -319,4 +321,5 @@ def stand_in(name: str) -> types.ModuleType:
 
     module.__getattr__ = attribute  # type: ignore[method-assign]
     module.__path__ = []  # type: ignore[attr-defined]
+    module.__version__ = "0"  # type: ignore[attr-defined]
     return module

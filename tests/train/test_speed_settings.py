@@ -57,7 +57,7 @@ def gradients(
     with tracer:
         hidden = model.model(tokens, positions)
     kept = tracer.current
-    loss = model.head_loss(hidden, tokens.roll(-1, 1), torch.ones(2, 48))
+    loss, _ = model.head_loss(hidden, tokens.roll(-1, 1), torch.ones(2, 48))
     loss.backward()
     found = [p.grad for p in model.parameters() if p.grad is not None]
     return [loss.detach(), *found], kept
@@ -80,6 +80,17 @@ def test_fused_loss_and_gradients_equal_the_reference_in_fp64(variant: str) -> N
     assert abs(got[0].double() - want[0]) <= 1e-6 * want[0]
     for a, b in zip(got[1:], want[1:], strict=True):
         assert (a.double() - b).norm() <= 1e-5 * b.norm()
+
+
+def test_small_probabilities_do_not_underflow_in_fp16() -> None:
+    """The loss scale is in the gradient of the logits before it is rounded to fp16."""
+    hidden = torch.ones(1, 1, dtype=torch.float16, requires_grad=True)
+    weight = torch.tensor([[0.0], [-18.0]], dtype=torch.float16, requires_grad=True)
+    loss = FUSED.head_loss(hidden, weight, torch.tensor([0]), torch.ones(1))
+    (loss * 65536).backward()
+    assert weight.grad is not None
+    wanted = 65536 * torch.exp(torch.tensor(-18.0)).item()  # exp(-18) alone is below fp16's range
+    assert weight.grad[1].item() == pytest.approx(wanted, rel=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
