@@ -162,8 +162,9 @@ def torchtitan(dtype: str) -> Step:
     import torch._dynamo
     import torch._inductor.runtime.triton_compat
 
-    sys.modules.setdefault("triton", stand_in("triton"))
-    sys.modules.setdefault("triton.language", stand_in("triton.language"))
+    triton = sys.modules.setdefault("triton", stand_in("triton"))
+    language = sys.modules.setdefault("triton.language", stand_in("triton.language"))
+    triton.language = language  # type: ignore[attr-defined]
     import torchtitan.models.common.config_utils as config_utils
     import torchtitan.models.llama3 as llama3
     from torchtitan.models.common.attention import ScaledDotProductAttention
