@@ -128,9 +128,9 @@ def hf_deepspeed(dtype: str) -> Step:
 
 
 def litgpt(dtype: str, *, compiled: bool = False) -> Step:
-    from litgpt.config import Config
-    from litgpt.model import GPT
-    from litgpt.utils import chunked_cross_entropy
+    from litgpt.config import Config  # pyright: ignore[reportMissingImports]
+    from litgpt.model import GPT  # pyright: ignore[reportMissingImports]
+    from litgpt.utils import chunked_cross_entropy  # pyright: ignore[reportMissingImports]
 
     config = Config(
         block_size=SEQ_LEN,
@@ -165,9 +165,11 @@ def torchtitan(dtype: str) -> Step:
     triton = sys.modules.setdefault("triton", stand_in("triton"))
     language = sys.modules.setdefault("triton.language", stand_in("triton.language"))
     triton.language = language  # type: ignore[attr-defined]
-    import torchtitan.models.common.config_utils as config_utils
-    import torchtitan.models.llama3 as llama3
-    from torchtitan.models.common.attention import ScaledDotProductAttention
+    import torchtitan.models.common.config_utils as config_utils  # pyright: ignore[reportMissingImports]
+    import torchtitan.models.llama3 as llama3  # pyright: ignore[reportMissingImports]
+    from torchtitan.models.common.attention import (  # pyright: ignore[reportMissingImports]
+        ScaledDotProductAttention,
+    )
 
     config_utils.get_attention_config = lambda _: ScaledDotProductAttention.Config()
     llama3.get_attention_config = config_utils.get_attention_config

@@ -58,6 +58,7 @@ def gradients(
         hidden = model.model(tokens, positions)
     kept = tracer.current
     loss, _ = model.head_loss(hidden, tokens.roll(-1, 1), torch.ones(2, 48))
+    assert isinstance(loss, torch.Tensor)
     loss.backward()
     found = [p.grad for p in model.parameters() if p.grad is not None]
     return [loss.detach(), *found], kept
