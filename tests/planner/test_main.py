@@ -24,6 +24,10 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     monkeypatch.setattr(type(app), "get_command", lambda *_: command)
 
 
+# What an error without advice of its own ends in.
+SEE_HELP = "hint: see 'fastllm-planner models --help'"
+
+
 @pytest.mark.parametrize(
     ("error", "status", "lines"),
     [
@@ -32,8 +36,8 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
             2,
             ["error: no such thing", "hint: try another"],
         ),
-        (UserError("two\nlines"), 2, ["error: two lines"]),
-        (UserError("red \x1b[31m file"), 2, ["error: red ?[31m file"]),
+        (UserError("two\nlines"), 2, ["error: two lines", SEE_HELP]),
+        (UserError("red \x1b[31m file"), 2, ["error: red ?[31m file", SEE_HELP]),
         (
             ZeroDivisionError("division by zero"),
             2,
