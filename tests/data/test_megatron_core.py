@@ -1,6 +1,6 @@
 """megatron-core's own reader reads ours, ours reads what its builder wrote; equal samples of both.
 
-A million documents, about four minutes, with ``pytest -m slow tests/data/test_megatron_core.py``.
+A million documents, about four minutes: ``pytest -m thorough tests/data/test_megatron_core.py``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def documents(seed: int, count: int) -> list[list[list[int]]]:
     ]
 
 
-MILLION = pytest.param(10**6, marks=pytest.mark.slow)
+THOROUGH = (pytest.mark.slow, pytest.mark.thorough)
+MILLION = pytest.param(10**6, marks=THOROUGH)
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 1000, MILLION])
@@ -140,7 +141,7 @@ def test_equal_samples(megatron: Any, written: Path, epochs: float) -> None:
             np.testing.assert_array_equal(mine[name], other[name].numpy(), name)
 
 
-@pytest.mark.parametrize("size", [1, 60_000, pytest.param(10**7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [1, 60_000, pytest.param(10**7, marks=THOROUGH)])
 @pytest.mark.parametrize("datasets", [1, 2, 300, 2000])
 def test_equal_blends(megatron: Any, datasets: int, size: int) -> None:
     del megatron
