@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import hang_worker
 import pytest
 
+from fastllm_train import watchdog
 from fastllm_train.launch import free_port, worker_environment
-from fastllm_train.watchdog import EXIT_STATUS, Standing, Watchdog, describe
+from fastllm_train.watchdog import EXIT_STATUS, REPORT, Standing, Watchdog, describe
 
 
 @pytest.mark.slow
@@ -37,7 +39,7 @@ def test_a_rank_that_hangs_is_named_with_the_operation_the_others_wait_in(
         for rank in ranks:
             rank.kill()
         ranks[1].communicate()
-    assert ranks[0].returncode == EXIT_STATUS
+    assert ranks[0].returncode == EXIT_STATUS, log
     report = log[log.index("error: nothing moved for 2 s in all_reduce") :]
     assert "rank 0: step 3, after reading data: waits in all_reduce (engine_deepspeed.py" in report
     assert "hint: look at the machine of rank 1: the others wait for it" in report
@@ -50,14 +52,37 @@ def test_a_rank_that_hangs_is_named_with_the_operation_the_others_wait_in(
 
 def test_a_rank_that_goes_on_is_left_alone(tmp_path: Path) -> None:
     ended: list[int] = []
-    watchdog = Watchdog(tmp_path, 0, 1, 0.4, grace_s=0.1, end=ended.append)
-    watchdog.start()
+    watching = Watchdog(tmp_path, 0, 1, 0.4, grace_s=0.1, end=ended.append)
+    watching.start()
     for step in range(10):
-        watchdog.note("a part", step)
+        watching.note("a part", step)
         time.sleep(0.1)
     assert not ended
     time.sleep(1.0)
     assert ended == [EXIT_STATUS]
+
+
+def test_no_rank_ends_before_the_report_is_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank that goes breaks the connections of the one that writes the report."""
+
+    def slow(*arguments: Any) -> str:
+        time.sleep(0.3)
+        return describe(*arguments)
+
+    monkeypatch.setattr(watchdog, "describe", slow)
+    report, seen = tmp_path / "hang" / REPORT, []
+    ranks = [
+        Watchdog(tmp_path, rank, 2, 0.2, grace_s=5.0, end=lambda _: seen.append(report.exists()))
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        rank.start()
+    time.sleep(0.4)  # both report by now
+    for rank in ranks:
+        rank.stop()
+    assert seen == [True, True]
 
 
 def test_the_report_tells_ranks_that_wait_in_different_operations() -> None:

@@ -4,7 +4,9 @@ Each rank notes what it is doing (``Watchdog.note``). A thread looks at the note
 is older than the time-out, the rank is stuck. It then writes where it stands into a file of the
 run's folder, waits a little for the others', and ends the process. The lowest rank that can still
 speak prints them all: which ranks wait in which operation, and which gave no sign (stopped, frozen,
-gone). Nothing is written while the job moves, and no message needs the network that may be stuck.
+gone). The others end after it, since the operations that wait for a rank fail when it goes, and
+their errors would come before the report. Nothing is written while the job moves, and no message
+needs the network that may be stuck.
 
 Where a rank stands is read from its Python stacks: the innermost call into torch.distributed is the
 operation, the innermost frame of this package the place. On a GPU collectives run behind the host,
@@ -13,6 +15,7 @@ which then waits where it wants their result.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -25,6 +28,7 @@ from types import FrameType
 from typing import Any
 
 EXIT_STATUS = 2
+REPORT = "report.txt"
 GRACE_S = 5.0  # ranks notice within the time a step takes of each other
 _WAITS = ("torch/distributed/", "deepspeed/comm/")
 
@@ -59,13 +63,14 @@ class Watchdog:
         self._folder, self._rank, self._world_size = folder, rank, world_size
         self._timeout, self._grace, self._end = timeout_s, grace_s, end
         self._step, self._phase, self._at = 0, "the start", time.monotonic()
-        self._stop = threading.Event()
+        self._stop, self._reporting = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
         """Nothing is watched with a time-out of 0."""
         if self._timeout > 0:
-            _report_file(self._folder, self._rank).unlink(missing_ok=True)
+            for file in (_report_file(self._folder, self._rank), self._folder / "hang" / REPORT):
+                file.unlink(missing_ok=True)
             self._thread.start()
 
     def note(self, phase: str, step: int | None = None) -> None:
@@ -75,34 +80,44 @@ class Watchdog:
         self._phase, self._at = phase, time.monotonic()
 
     def stop(self) -> None:
-        """End watching; the run is over."""
+        """End watching; the run is over. Does not return while this rank is reporting a hang: what
+        ended the run is then that another rank has left."""
         self._stop.set()
+        if self._reporting.is_set():
+            self._thread.join()
 
     def _watch(self) -> None:
         while not self._stop.wait(max(0.05, min(1.0, self._timeout / 10))):
             if time.monotonic() - self._at > self._timeout:
+                self._reporting.set()
                 self._report()
                 return
 
     def _report(self) -> None:
         mine = self._standing()
+        deadline = time.monotonic() + self._grace
         try:
-            file = _report_file(self._folder, self._rank)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_suffix(".tmp")
-            temporary.write_text(json.dumps(asdict(mine)), encoding="utf-8")
-            temporary.replace(file)
-            found = self._gather()
+            _publish(_report_file(self._folder, self._rank), json.dumps(asdict(mine)))
+            found = self._gather(deadline)
         except OSError:
             found = {self._rank: mine}  # the folder is out of reach, too: speak for oneself
         if not found or min(found) == self._rank:
-            sys.stderr.write(describe(found, self._world_size, self._timeout))
+            report = describe(found, self._world_size, self._timeout)
+            sys.stderr.write(report)
             sys.stderr.flush()
+            with contextlib.suppress(OSError):  # it only lets the others end before their grace
+                _publish(self._folder / "hang" / REPORT, report)
+        else:
+            self._await_report(deadline + self._grace)
         self._end(EXIT_STATUS)
 
-    def _gather(self) -> dict[int, Standing]:
-        """Every rank's standing, waiting ``grace`` for those still to come."""
-        deadline = time.monotonic() + self._grace
+    def _await_report(self, deadline: float) -> None:
+        file = self._folder / "hang" / REPORT
+        while time.monotonic() < deadline and not _is_recent(file, self._timeout + self._grace):
+            time.sleep(0.05)
+
+    def _gather(self, deadline: float) -> dict[int, Standing]:
+        """Every rank's standing, waiting for those still to come."""
         while True:
             found = read_standings(self._folder, self._timeout + self._grace)
             if len(found) >= self._world_size or time.monotonic() > deadline:
@@ -144,7 +159,7 @@ def read_standings(folder: Path, newer_than_s: float) -> dict[int, Standing]:
     found: dict[int, Standing] = {}
     for file in (folder / "hang").glob("rank-*.json"):
         try:
-            if time.time() - file.stat().st_mtime <= newer_than_s:
+            if _is_recent(file, newer_than_s):
                 values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
                 found[int(values["rank"])] = Standing(**values)
         except (OSError, ValueError, TypeError, KeyError):
@@ -175,6 +190,20 @@ def describe(found: Mapping[int, Standing], world_size: int, timeout_s: float) -
         hint = "all ranks wait, in different operations or on the network between them"
     last = "the last checkpoint is intact: run again"
     return "\n".join([*lines, f"hint: {hint}; {last}, or raise run.hang_timeout_s"]) + "\n"
+
+
+def _publish(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)
+
+
+def _is_recent(file: Path, newer_than_s: float) -> bool:
+    try:
+        return time.time() - file.stat().st_mtime <= newer_than_s
+    except FileNotFoundError:
+        return False
 
 
 def _report_file(folder: Path, rank: int) -> Path:
