@@ -4,7 +4,9 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
+#include <string_view>
 
 #include "binding.hpp"
 #include "fastllm/bytelevel_bpe.hpp"
@@ -270,15 +272,18 @@ py::list pretokenize(const std::string& pattern, const std::string& text) {
     return pieces;
 }
 
-// What the builder sees in one line, for tests of the JSON parser.
-py::list parse_json_line(const std::string& line, const std::vector<std::string>& keys) {
+// What the builder sees in one line: for tests of the JSON parser, and for samples of inputs. Texts
+// are cut off after `limit` bytes.
+py::list parse_json_line(const py::bytes& line, const std::vector<std::string>& keys,
+                         size_t limit) {
+    const std::string_view view = line;
     fastllm::JsonLine parser(keys);
-    parser.parse(line.data(), line.data() + line.size());
+    parser.parse(view.data(), view.data() + view.size());
     py::list result;
     for (const fastllm::JsonField& field : parser.fields()) {
         py::list texts;
         for (const std::string_view text : field.texts)
-            texts.append(py::bytes(text.data(), text.size()));
+            texts.append(py::bytes(text.data(), std::min(text.size(), limit)));
         const char* const kinds[] = {"missing", "text", "list", "other"};
         result.append(py::make_tuple(kinds[int(field.kind)], texts, field.lone_surrogate));
     }
@@ -294,7 +299,8 @@ FASTLLM_BINDING(dataset_builder) {
     m.def("bytelevel_encoder", &bytelevel_encoder, py::kw_only(), py::arg("tokens"),
           py::arg("merges"), py::arg("ignore_merges"), py::arg("pattern"), py::arg("special"));
     m.def("pretokenize", &pretokenize);
-    m.def("parse_json_line", &parse_json_line);
+    m.def("parse_json_line", &parse_json_line, py::arg("line"), py::arg("keys"),
+          py::arg("limit") = ~size_t(0));
     using Holder = std::unique_ptr<DatasetBuilder, BuilderDeleter>;
     const auto nogil = py::call_guard<py::gil_scoped_release>();
     py::class_<DatasetBuilder, Holder>(m, "DatasetBuilder")

@@ -8,6 +8,7 @@ import io
 import json
 import random
 import re
+import struct
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,10 +16,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from fastllm_core import InputError, write_json_lines
 from fastllm_data import IndexedDataset, UserError
 from fastllm_data import tokenize as tokenize_module
 from fastllm_data.inputs import find_sources
+from fastllm_data.parquet import _lines as parquet_lines  # pyright: ignore[reportPrivateUsage]
 from fastllm_data.places import Places
 from fastllm_data.tokenize import TokenizeOptions, tokenize
 from fastllm_data.tokenizer import load_tokenizer
@@ -153,6 +158,44 @@ def test_parquet_text_that_is_not_utf8_is_a_bad_row(small_model: Path, tmp_path:
     run(small_model, tmp_path / "c", tmp_path / "x.parquet", on_error="skip")
     assert IndexedDataset(tmp_path / "c_text_document").documents == 2
     assert "x.parquet:2: column 15: not UTF-8" in (tmp_path / "c.errors.txt").read_text()
+
+
+TRICKY = st.text(
+    st.one_of(st.characters(codec="utf-8"), st.sampled_from('"\\\b\f\n\r\t\x00\x1f\x7f é世😀'))
+)
+
+
+@given(st.lists(st.tuples(st.none() | TRICKY, TRICKY), max_size=20), st.booleans(), st.data())
+def test_columns_of_strings_are_the_lines_that_json_writes(
+    rows: list[tuple[str | None, str]], wide: bool, data: st.DataObject
+) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="pip install 'fastllm-data[parquet]'")
+    kind = arrow.large_string() if wide else arrow.string()
+    columns = [arrow.array(column, kind) for column in zip(*rows, strict=True)] or [
+        arrow.array([], kind)
+    ] * 2
+    first = data.draw(st.integers(0, len(rows)))
+    batch = arrow.record_batch(columns, names=["text", 'a "b"']).slice(first)
+    expected = [json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist()]
+    assert parquet_lines(batch, arrow) == "".join(expected).encode()
+
+
+def test_columns_whose_buffers_are_too_short_are_refused() -> None:
+    def lines(first: int, rows: int, *ends: int, validity: bytes | None = None) -> bytes:
+        column = (validity, struct.pack(f"<{len(ends)}i", *ends), b"abc", first, False)
+        return write_json_lines(["t"], [column], rows)
+
+    assert lines(1, 1, 0, 1, 3) == b'{"t": "bc"}\n'
+    with pytest.raises(InputError, match="fewer offsets than rows"):
+        lines(1, 2, 0, 1, 3)
+    with pytest.raises(InputError, match="offsets out of its data"):
+        lines(0, 2, 0, 1, 4)
+    with pytest.raises(InputError, match="offsets out of its data"):
+        lines(0, 2, 0, 2, 1)
+    with pytest.raises(InputError, match="short validity bitmap"):
+        lines(0, 9, *[0] * 10, validity=b"\xff")
+    with pytest.raises(InputError, match="a key is needed for each column"):
+        write_json_lines(["a", "b"], [(None, bytes(8), None, 0, False)], 1)
 
 
 def test_damaged_parquet(small_model: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import json
 import random
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +217,37 @@ def test_a_fast_encoder_that_differs_is_not_used(
     assert ids == shifted([TEXTS[0]])[0]
 
 
+@pytest.mark.parametrize("name", ["in.jsonl", "in.jsonl.gz", "-"])
+def test_samples_of_every_kind_of_input_are_compared(
+    name: str,
+    source: Path,
+    small_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    content = source.read_bytes()
+    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(content))
+    path = source if name == "in.jsonl" else "-" if name == "-" else tmp_path / name
+    seen: dict[str, list[str]] = {}
+
+    def compare(encoder: Any, tokenizer: Any, name: str, texts: list[str]) -> int:
+        seen.setdefault(name, []).extend(texts)
+        return len(texts)
+
+    monkeypatch.setattr(tokenize_module, "compare_texts", compare)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    args = ["tokenize", path, "--tokenizer", small_model, "--out", tmp_path / "c", "--json"]
+    status, stdout, _ = run(capsys, *args, "--verify-sample", "3")
+    assert status == 0
+    assert len(seen) == 1
+    (texts,) = seen.values()
+    assert json.loads(stdout)["verified_samples"] == len(texts) > 0
+    assert set(texts) <= set(TEXTS)
+    if name != "in.jsonl":
+        assert texts == [json.loads(line)["text"] for line in content.splitlines()[:3]]
+
+
 def test_a_difference_found_when_all_is_built_starts_again(
     source: Path,
     small_model: Path,
@@ -240,13 +270,12 @@ def test_a_difference_found_when_all_is_built_starts_again(
             built.set()
             return positions
 
-    def late(*_: object) -> Iterator[int]:
+    def late(*_: object) -> int:
         assert built.wait(30)
         raise EncoderDiffersError("in.jsonl: differs")
-        yield 0
 
     monkeypatch.setattr(tokenize_module, "DatasetBuilder", Announcing)
-    monkeypatch.setattr(tokenize_module, "compare_samples", late)
+    monkeypatch.setattr(tokenize_module, "compare_texts", late)
     args = ["tokenize", source, "--tokenizer", small_model, "--append-eod", "--json"]
     status, stdout, err = run(capsys, *args, "--out", tmp_path / "late")
     assert status == 0

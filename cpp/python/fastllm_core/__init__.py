@@ -8,6 +8,7 @@ from fastllm_core._core import (
     DatasetBuilder,
     Encoder,
     InputError,
+    JsonError,
     SampleReader,
     blend,
     bytelevel_encoder,
@@ -16,9 +17,12 @@ from fastllm_core._core import (
     features,
     gpt_indices,
     pack_best_fit,
+    parse_json_line,
     python_encoder,
     sentencepiece_encoder,
     sentencepiece_info,
+    set_mmap_threshold,
+    write_json_lines,
 )
 
 __version__ = "0.1.0"
@@ -27,6 +31,7 @@ __all__ = [
     "DatasetBuilder",
     "Encoder",
     "InputError",
+    "JsonError",
     "SampleReader",
     "__version__",
     "blend",
@@ -36,9 +41,12 @@ __all__ = [
     "features",
     "gpt_indices",
     "pack_best_fit",
+    "parse_json_line",
     "python_encoder",
     "sentencepiece_encoder",
     "sentencepiece_info",
+    "set_mmap_threshold",
+    "write_json_lines",
 ]
 
 if _core.version() != __version__:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Buffer
 
 # build_info.cpp
 def version() -> str: ...
@@ -33,7 +34,9 @@ def bytelevel_encoder(
     special: list[tuple[str, int]],
 ) -> Encoder: ...
 def pretokenize(pattern: str, text: str) -> list[str]: ...
-def parse_json_line(line: bytes, keys: list[str]) -> list[tuple[str, list[bytes], bool]]: ...
+def parse_json_line(
+    line: bytes, keys: list[str], limit: int = ...
+) -> list[tuple[str, list[bytes], bool]]: ...
 
 class DatasetBuilder:
     def __init__(
@@ -110,6 +113,15 @@ def blend(
 def exhaustive_blend(
     sizes: NDArray[np.int64], threads: int | None = None
 ) -> tuple[NDArray[np.int16], NDArray[np.int64]]: ...
+
+# heap.cpp
+def set_mmap_threshold(bytes: int) -> bool: ...
+
+# json_lines.cpp
+# Validity bits, offsets, data (pyarrow's Array.buffers()), first row, whether offsets have 64 bits.
+StringBuffers = tuple[Buffer | None, Buffer, Buffer | None, int, bool]
+
+def write_json_lines(keys: list[str], columns: list[StringBuffers], rows: int) -> bytes: ...
 
 # packing.cpp
 def pack_best_fit(

@@ -235,8 +235,13 @@ void DatasetBuilder::cut_partial(bool all) {
     const size_t size = all ? partial_.size() : newline == std::string::npos ? 0 : newline + 1;
     if (size == 0) return;
     std::unique_ptr<Block> block = new_block();
-    block->owned.assign(partial_, 0, size);
-    partial_.erase(0, size);
+    if (size == partial_.size()) {
+        block->owned.swap(partial_);  // no copy of what may be a huge line
+        partial_.clear();
+    } else {
+        block->owned.assign(partial_, 0, size);
+        partial_.erase(0, size);
+    }
     block->text = block->owned;
     if (line_ == 0 && in_flight_.empty() && block->text.substr(0, 3) == kByteOrderMark)
         block->text.remove_prefix(3);

@@ -73,7 +73,12 @@ void JsonLine::skip_space() {
 void JsonLine::parse(const char* begin, const char* end) {
     begin_ = p_ = begin;
     end_ = end;
-    if (decoded_.size() < size_t(end - begin)) decoded_.resize(size_t(end - begin) * 2);
+    const auto size = size_t(end - begin);
+    if (decoded_.size() < size) {
+        decoded_.clear();  // and free it first: lines may be huge
+        decoded_.shrink_to_fit();
+        decoded_.resize(size + size / 4);
+    }
     write_ = decoded_.data();
     for (JsonField& field : fields_) {
         field.kind = JsonField::Kind::missing;

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 
 from fastllm_core import Encoder, python_encoder
-from fastllm_data.documents import SplitText
-from fastllm_data.feed import sample_texts
+from fastllm_data.feed import texts_of
 from fastllm_data.inputs import Source
 from fastllm_data.options import TokenizeOptions
 from fastllm_data.tokenizer import Tokenizer
+
+Compare = Callable[[str, list[str]], int]
+ReadTexts = Callable[[], list[str]]
+
+PENDING = 16  # a sample of a stream holds a piece of it, of about a megabyte
+SAMPLED_PIECES = 2
 
 
 class EncoderDiffersError(Exception):
@@ -41,22 +48,27 @@ class SampleCheck:
     wait for it. What it has built must not be kept before ``wait`` has returned.
     """
 
-    def __init__(self, compare: Callable[[], Iterator[int]]) -> None:
-        """compare: yields the number of texts compared after each input; raises if they differ."""
+    def __init__(self, compare: Compare) -> None:
         self._compare = compare
         self._compared = 0
+        self._waiting: deque[tuple[str, ReadTexts]] = deque()
+        self._busy = self._stop = False
         self._error: BaseException | None = None
-        self._stop = False
+        self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="sample-check")
 
-    def _run(self) -> None:
-        try:
-            for count in self._compare():
-                self._compared += count
-                if self._stop:
-                    return
-        except BaseException as error:
-            self._error = error
+    def submit(self, name: str, read: ReadTexts) -> None:
+        """Compare what ``read`` returns, which is called in the thread. Waits while PENDING others
+        do, as they may hold pieces of inputs."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or len(self._waiting) < PENDING)
+            self._waiting.append((name, read))
+            self._changed.notify_all()
+        self.poll()
+
+    def tap(self, source: Source, keys: tuple[str, ...], count: int, form: str) -> FirstTexts:
+        """What takes the first texts of an input out of its pieces as they pass."""
+        return FirstTexts(partial(self.submit, source.name), keys, count, form)
 
     def poll(self) -> None:
         """Raise what the comparison has raised so far, EncoderDiffersError for other ids."""
@@ -64,10 +76,29 @@ class SampleCheck:
             raise self._error
 
     def wait(self) -> int:
-        """The number of texts compared, when all are. Raises as ``poll``."""
-        self._thread.join()
+        """The number of texts compared, when all so far are. Raises as ``poll``."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or not (self._waiting or self._busy))
         self.poll()
         return self._compared
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._waiting or self._stop)
+                if self._stop:
+                    return
+                name, read = self._waiting.popleft()
+                self._busy = True
+            try:
+                self._compared += self._compare(name, read())
+            except BaseException as error:
+                with self._changed:
+                    self._error = error
+                    self._changed.notify_all()
+                return
 
     def __enter__(self) -> SampleCheck:
         self._thread.start()
@@ -79,27 +110,37 @@ class SampleCheck:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stop = True
+        with self._changed:
+            self._stop = True
+            self._changed.notify_all()
         self._thread.join()
 
 
-def compare_samples(
-    encoder: Encoder,
-    options: TokenizeOptions,
-    tokenizer: Tokenizer,
-    sources: list[Source],
-    split: SplitText | None,
-) -> Iterator[int]:
-    """Encode samples of every input by both; yields how many after each input.
+class FirstTexts:
+    """Samples of an input that is read once, front to back: texts of its first pieces."""
+
+    def __init__(
+        self, submit: Callable[[ReadTexts], None], keys: tuple[str, ...], count: int, form: str
+    ) -> None:
+        self._submit, self._keys, self._form = submit, keys, form
+        self._left, self._pieces = count, SAMPLED_PIECES
+
+    def __call__(self, piece: bytes) -> None:
+        if self._left > 0 and self._pieces > 0:
+            self._submit(partial(texts_of, piece, self._keys, self._left, self._form))
+            self._left -= piece.count(b"\n")
+            self._pieces -= 1
+
+
+def compare_texts(encoder: Encoder, tokenizer: Tokenizer, name: str, texts: list[str]) -> int:
+    """Encode texts of the input ``name`` by both. Returns their number.
 
     Raises EncoderDiffersError, whose message names the input and the text.
     """
-    for source in sources if options.verify_sample else []:
-        texts = sample_texts(source, options.keys, options.verify_sample, split)
-        expected = tokenizer.reference.encode(texts) if texts else []
-        for text, got, want in zip(texts, encoder.encode_batch(texts), expected, strict=True):
-            if got != want:
-                raise EncoderDiffersError(
-                    f"{source.name}: the fast encoder differs from the reference on {text[:60]!r}"
-                )
-        yield len(texts)
+    expected = tokenizer.reference.encode(texts) if texts else []
+    for text, got, want in zip(texts, encoder.encode_batch(texts), expected, strict=True):
+        if got != want:
+            raise EncoderDiffersError(
+                f"{name}: the fast encoder differs from the reference on {text[:60]!r}"
+            )
+    return len(texts)

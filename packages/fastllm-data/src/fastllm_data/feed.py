@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import replace
-from itertools import islice
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
-from fastllm_core import DatasetBuilder
+from fastllm_core import DatasetBuilder, JsonError, parse_json_line
 from fastllm_data.documents import SplitText, pieces
 from fastllm_data.inputs import Source
 from fastllm_data.streams import CHUNK, Meter, open_source
 
 # Of one text: the reference library needs a second for a few million, and much memory.
-SAMPLE_CHARACTERS = 1 << 16
+SAMPLE_BYTES = 1 << 17
 
 
 def add_source(
@@ -25,8 +22,11 @@ def add_source(
     step: int,
     meter: Meter,
     split: SplitText | None = None,
+    tap: Callable[[bytes], None] | None = None,
 ) -> Iterator[tuple[int, int]]:
     """Hand the documents of one input to the builder, from position and line ``at`` on.
+
+    tap: is shown the pieces of an input that is read front to back.
 
     After about every ``step`` bytes, when all lines so far are written, yields the position and
     line from which a later call can go on.
@@ -38,6 +38,8 @@ def add_source(
     builder.begin_stream(source.name, line)
     fed = 0
     for piece, reached in pieces(source, keys, position, meter, split):
+        if tap is not None:
+            tap(piece)
         builder.feed(piece)
         fed += len(piece)
         if reached is not None and fed >= step:
@@ -63,18 +65,11 @@ def _add_file(
         yield offset, line
 
 
-def sample_texts(
-    source: Source, keys: tuple[str, ...], count: int, split: SplitText | None = None
-) -> list[str]:
-    """About ``count`` texts spread over an input, for comparing encoders.
+def sample_texts(source: Source, keys: tuple[str, ...], count: int) -> list[str]:
+    """About ``count`` texts spread over a divisible input, for comparing encoders.
 
-    Of compressed inputs and other formats than lines, the first ones. Lines that are not what they
-    should be are passed over here: the builder reports them.
+    Lines that are not what they should be are passed over here: the builder reports them.
     """
-    if source.kind in ("stdin", "pipe"):
-        return []
-    if not source.divisible:
-        return _first_texts(source, keys, count, split)
     texts: list[str] = []
     with open_source(source) as stream:
         for i in range(count):
@@ -88,31 +83,29 @@ def sample_texts(
     return texts
 
 
-def _first_texts(
-    source: Source, keys: tuple[str, ...], count: int, split: SplitText | None
-) -> list[str]:
+def texts_of(piece: bytes, keys: tuple[str, ...], count: int, form: str) -> list[str]:
+    """About ``count`` texts of the first lines of a piece, as ``sample_texts``."""
     texts: list[str] = []
-    form = "jsonl" if split or source.format != "text-line" else "text-line"
-    few = replace(source, files=source.files[:count])
-    for piece, _ in islice(pieces(few, keys, 0, Meter(), split), 2):
-        for line in piece.split(b"\n")[: count - len(texts)]:
-            texts.extend(_texts(line, keys, form))
-        if len(texts) >= count:
-            break
+    for line in piece.split(b"\n", count)[:count]:
+        texts.extend(_texts(line, keys, form))
     return texts
 
 
 def _texts(line: bytes, keys: tuple[str, ...], form: str) -> Iterator[str]:
-    try:
-        if form == "text-line":
-            yield line.removesuffix(b"\n").removesuffix(b"\r").decode()[:SAMPLE_CHARACTERS]
-            return
-        record: Any = json.loads(line)
-        for key in keys:
-            value: Any = record[key]
-            texts = cast(list[Any], value) if isinstance(value, list) else [value]
-            for text in texts:
-                text.encode()  # a lone surrogate is no text
-                yield text[:SAMPLE_CHARACTERS]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    if form == "text-line":
+        text = line.removesuffix(b"\n").removesuffix(b"\r")
+        with suppress(UnicodeDecodeError):
+            yield _decode(text[:SAMPLE_BYTES], cut=len(text) > SAMPLE_BYTES)
         return
+    try:
+        fields = parse_json_line(line, list(keys), SAMPLE_BYTES)
+    except JsonError:
+        return
+    if all(kind in ("text", "list") and not surrogate for kind, _, surrogate in fields):
+        for _, texts, _ in fields:
+            yield from (_decode(text, cut=len(text) == SAMPLE_BYTES) for text in texts)
+
+
+def _decode(text: bytes, *, cut: bool) -> str:
+    """The text; of one that is cut off, without what may be a part of a character."""
+    return text.decode() if not cut else text.decode(errors="ignore")

@@ -8,11 +8,13 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from fastllm_core import write_json_lines
 from fastllm_data.errors import UserError
 from fastllm_data.inputs import Source
 from fastllm_data.streams import Meter, open_source
 
 if TYPE_CHECKING:
+    from fastllm_core._core import StringBuffers
     from fastllm_data.documents import Piece
 
 BATCH_BYTES = 2 << 20
@@ -53,16 +55,34 @@ def parquet_pieces(
                     if skip >= batch.num_rows:
                         skip -= batch.num_rows
                         continue
-                    records = _records(batch.slice(skip), arrow)
+                    wanted = batch.slice(skip)
                     skip = 0
-                    row += len(records)
+                    row += wanted.num_rows
                     meter.bytes = meter_start + source.size * row // max(1, rows)
-                    yield b"".join(map(_line, records)), row
+                    yield _lines(wanted, arrow), row
         except (arrow.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.filename is not None:
                 raise
             said = " ".join(str(error).split())
             raise UserError(f"{source.name}: row {row + 1}: damaged Parquet: {said}") from error
+
+
+def _lines(batch: Any, arrow: Any) -> bytes:
+    """A line of JSON a row. Strings go from Arrow's memory into it as they are: an object for each
+    would take up to four bytes a character, and a huge row several such copies."""
+    columns = [_string_buffers(column, arrow.types) for column in batch.columns]
+    strings = [column for column in columns if column is not None]
+    if len(strings) == len(columns):
+        return write_json_lines(batch.schema.names, strings, batch.num_rows)
+    return b"".join(map(_line, _records(batch, arrow)))
+
+
+def _string_buffers(column: Any, types: Any) -> StringBuffers | None:
+    wide = bool(types.is_large_string(column.type))
+    if not wide and not types.is_string(column.type):
+        return None
+    validity, offsets, data = column.buffers()
+    return validity, offsets, data, int(column.offset), wide
 
 
 def _records(batch: Any, arrow: Any) -> list[dict[str, Any]]:

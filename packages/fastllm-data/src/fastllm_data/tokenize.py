@@ -9,11 +9,13 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastllm_core import DatasetBuilder, Encoder, InputError
+from fastllm_core import DatasetBuilder, Encoder, InputError, set_mmap_threshold
 from fastllm_data import __version__
 from fastllm_data.checkpoint import (
     STATE_FILE,
@@ -27,11 +29,11 @@ from fastllm_data.encoder_choice import (
     EncoderDiffersError,
     SampleCheck,
     choose_encoder,
-    compare_samples,
+    compare_texts,
     reference_encoder,
 )
 from fastllm_data.errors import UserError
-from fastllm_data.feed import add_source
+from fastllm_data.feed import add_source, sample_texts
 from fastllm_data.growing_digest import GrowingDigest
 from fastllm_data.inputs import Source, find_sources
 from fastllm_data.options import Summary, TokenizeOptions
@@ -50,6 +52,7 @@ from fastllm_data.tokenizer import Tokenizer, load_tokenizer
 __all__ = ["Summary", "TokenizeOptions", "choose_encoder", "job_of", "tokenize"]
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+HUGE_BLOCK = 2 << 20  # bytes; a line that is larger must not make the heap grow for good
 LISTS = ("errors.txt", "quarantine")  # beside the output, if there were bad lines
 
 
@@ -59,6 +62,7 @@ def tokenize(options: TokenizeOptions, sources: list[Source] | None = None) -> S
     sources: what to read; None: what ``options.inputs`` name.
     """
     options.check()
+    set_mmap_threshold(HUGE_BLOCK)
     if sources is None:
         sources = find_sources(options.inputs, options.form)
     tokenizer = load_tokenizer(
@@ -198,9 +202,8 @@ def _build_checked(
         split = sentence_splitter(options.split_sentences, options.keep_newlines)
     encoder, name = choose_encoder(options, tokenizer)
     if name == "fast":
-        samples = compare_samples(encoder, options, tokenizer, sources, split)
         try:
-            with SampleCheck(lambda: samples) as check:
+            with SampleCheck(partial(compare_texts, encoder, tokenizer)) as check:
                 digests = _build(options, tokenizer, encoder, sources, targets, at, split, check)
                 return digests, name, check.wait()
         except EncoderDiffersError as error:
@@ -276,9 +279,17 @@ def _build(
             source = sources[i]
             start = (at.offset, at.line) if i == at.source else (0, 0)
             try:
-                for reached in add_source(
-                    builder, source, options.keys, start, step, progress.meter, split
-                ):
+                added = add_source(
+                    builder,
+                    source,
+                    options.keys,
+                    start,
+                    step,
+                    progress.meter,
+                    split,
+                    _sampling(check, options, source, split),
+                )
+                for reached in added:
                     if builder.counts()["input_bytes"] - saved >= step // 2:
                         saved = builder.counts()["input_bytes"]
                         save(i, *reached)
@@ -295,6 +306,21 @@ def _build(
         where = f"see {options.out}.errors.txt"
         print(f"warning: {bad.count} bad lines in all; {where}", file=sys.stderr)
     return digests
+
+
+def _sampling(
+    check: SampleCheck | None, options: TokenizeOptions, source: Source, split: SplitText | None
+) -> Callable[[bytes], None] | None:
+    """Have samples of an input compared: spread over it if it can be read twice, else its first
+    texts, by what is returned, when they pass."""
+    count = options.verify_sample
+    if check is None or not count:
+        return None
+    if source.divisible:
+        check.submit(source.name, partial(sample_texts, source, options.keys, count))
+        return None
+    form = "jsonl" if split is not None else source.format
+    return check.tap(source, options.keys, count, form)
 
 
 def _located(message: str, source: Source, places: Places) -> str:
