@@ -45,6 +45,7 @@ class ByteLevelBpe : public Encoder {
     using IdOf = std::unordered_map<std::string_view, uint32_t>;
     void add_listed_merges(const IdOf& id_of);
     void add_ranked_merges(const IdOf& id_of);
+    std::vector<uint32_t> by_size() const;
     void find_unmerged(const IdOf& id_of);
     void symbols_of(std::string_view text, std::vector<uint32_t>& symbols) const;
 

@@ -79,15 +79,11 @@ void ByteLevelBpe::add_ranked_merges(const IdOf& id_of) {
     std::vector<uint32_t> results(model_.tokens.size());
     std::iota(results.begin(), results.end(), 0u);
     merges_ = MergeTable(std::move(results));
-    std::vector<std::pair<std::string_view, uint32_t>> by_size(id_of.begin(), id_of.end());
-    std::sort(by_size.begin(), by_size.end(), [](const auto& a, const auto& b) {
-        return a.first.size() != b.first.size() ? a.first.size() < b.first.size()
-                                                : a.second < b.second;
-    });
     BpeMerger merger;
     std::vector<uint32_t> symbols;
-    for (const auto& [token, id] : by_size) {
-        if (token.size() < 2) continue;
+    for (const uint32_t id : by_size()) {
+        const std::string_view token = model_.tokens[id];
+        if (token.size() < 2 || id_of.find(token)->second != id) continue;
         symbols_of(token, symbols);
         merger.merge(merges_, symbols);
         if (symbols.size() == 2)
@@ -95,6 +91,19 @@ void ByteLevelBpe::add_ranked_merges(const IdOf& id_of) {
         else if (model_.ignore_merges)
             unmerged_.emplace(token, id);
     }
+}
+
+// Ids from the shortest token to the longest, and by number where they are equally long.
+std::vector<uint32_t> ByteLevelBpe::by_size() const {
+    std::vector<uint32_t> start(1);  // where the tokens of each size go; sizes are small
+    for (const std::string& token : model_.tokens) {
+        if (token.size() + 2 > start.size()) start.resize(token.size() + 2);
+        ++start[token.size() + 1];
+    }
+    std::partial_sum(start.begin(), start.end(), start.begin());
+    std::vector<uint32_t> ids(model_.tokens.size());
+    for (uint32_t id = 0; id < ids.size(); ++id) ids[start[model_.tokens[id].size()]++] = id;
+    return ids;
 }
 
 void ByteLevelBpe::find_unmerged(const IdOf& id_of) {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import importlib
+from binascii import a2b_base64
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +98,23 @@ def looks_like_rank_file(content: bytes) -> bool:
 
 def parse_rank_file(name: str, content: bytes) -> RankFile:
     """Read ``base64 rank`` lines. Raises UserError if ranks have gaps or the family is unknown."""
+    words = content.split()
+    try:
+        tokens = [a2b_base64(word, strict_mode=True) for word in words[::2]]
+        in_order = words[1::2] == [b"%d" % rank for rank in range(len(tokens))]
+    except binascii.Error:
+        tokens, in_order = [], False
+    if not in_order or content.count(b"\n") < len(tokens) - 1:
+        tokens = _read_lines(name, content)
+    family = FAMILIES.get(len(tokens))
+    if family is None:
+        known = ", ".join(f"{size} ({f.name})" for size, f in FAMILIES.items())
+        raise UserError(f"{name}: {len(tokens)} ranks: not one of the known families", known)
+    return RankFile(family, tokens)
+
+
+def _read_lines(name: str, content: bytes) -> list[bytes]:
+    """The same line by line, to say which one is wrong."""
     tokens: list[bytes] = []
     for number, line in enumerate(content.splitlines(), 1):
         if not line:
@@ -108,11 +126,7 @@ def parse_rank_file(name: str, content: bytes) -> RankFile:
             tokens.append(base64.b64decode(token, validate=True))
         except ValueError as error:
             raise UserError(f"{name}:{number}: not 'base64 rank'") from error
-    family = FAMILIES.get(len(tokens))
-    if family is None:
-        known = ", ".join(f"{size} ({f.name})" for size, f in FAMILIES.items())
-        raise UserError(f"{name}: {len(tokens)} ranks: not one of the known families", known)
-    return RankFile(family, tokens)
+    return tokens
 
 
 def parse_tekken(name: str, parsed: dict[str, Any]) -> RankFile:
