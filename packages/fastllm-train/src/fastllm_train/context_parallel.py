@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastllm_train.collectives import exchange_dimensions, gather_sequence, mean_of_summed
 from fastllm_train.mesh import Mesh
-from fastllm_train.models.attention import Core
+from fastllm_train.models.attention_core import AttentionMask, Core
 from fastllm_train.models.decoder import Block, Trunk
 from fastllm_train.models.mlp import MixtureOfExperts
 
@@ -44,12 +44,12 @@ class HeadExchange:
     def __init__(self, inner: Core, group: dist.ProcessGroup) -> None:
         self._inner, self._group = inner, group
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
         ranks = self._group.size()
         if k.shape[HEADS] < ranks:  # each rank needs a whole key head: the one of its queries
             copies = ranks // k.shape[HEADS]
             k, v = (x.repeat_interleave(copies, dim=HEADS) for x in (k, v))
         q, k, v = (exchange_dimensions(x, HEADS, SEQUENCE, self._group) for x in (q, k, v))
-        if mask is not None and mask.ndim == 3:  # a bias per head
-            mask = mask.chunk(ranks)[self._group.rank()]
+        heads = q.shape[HEADS]
+        mask = mask.of_heads(self._group.rank() * heads, heads)
         return exchange_dimensions(self._inner(q, k, v, mask), SEQUENCE, HEADS, self._group)

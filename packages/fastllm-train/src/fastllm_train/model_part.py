@@ -16,6 +16,7 @@ from fastllm_train.context_parallel import cut_context
 from fastllm_train.expert_parallel import expert_range, share_out_experts
 from fastllm_train.layout import Coordinates, ParallelConfig
 from fastllm_train.mesh import Mesh
+from fastllm_train.models.attention_core import attention_core
 from fastllm_train.models.decoder import Decoder, TrainingModel, assert_parameters
 from fastllm_train.models.kernels import kernels_of
 from fastllm_train.pipeline.split import split_layers, stage_of
@@ -32,6 +33,7 @@ def whole_model(config: Config, spec: ArchSpec) -> TrainingModel:
             recompute=config.parallel.recompute,
             recompute_elementwise=config.speed.recompute_elementwise,
             kernels=kernels,
+            core=attention_core(config.speed.attention, deterministic=config.speed.deterministic),
             documents=config.data.source == "chat",
         )
     )

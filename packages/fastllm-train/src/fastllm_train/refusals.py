@@ -38,13 +38,10 @@ def _sizes(config: Config, spec: ArchSpec) -> None:
             "data.paths is empty",
             hint='name a dataset prefix (fastllm-data tokenize), or set data.source="synthetic"',
         )
-    if config.data.source == "chat":
-        if spec.position == "alibi":
-            raise UserError("packed chats cannot be kept apart under ALiBi in this version")
-        if config.eval.every:
-            raise UserError(
-                "packed chats have no validation split in this version", hint="set eval.every=0"
-            )
+    if config.data.source == "chat" and config.eval.every:
+        raise UserError(
+            "packed chats have no validation split in this version", hint="set eval.every=0"
+        )
     if config.schedule.min_lr > config.optim.lr:
         raise UserError(
             f"schedule.min_lr={config.schedule.min_lr} is above optim.lr={config.optim.lr}"
@@ -102,6 +99,10 @@ def _compile(config: Config, spec: ArchSpec) -> None:
     for forbidden, why in (
         (spec.moe is not None, "how many tokens an expert gets is not known to the compiler"),
         (config.parallel.zero_stage == 3, "ZeRO-3 gathers weights in the middle of a layer"),
+        (
+            config.data.source == "chat" and spec.position == "alibi",
+            "packed chats under ALiBi are attended to one by one",
+        ),
         (config.parallel.cp > 1, "the exchange of context parallelism is not traced"),
     ):
         if forbidden:

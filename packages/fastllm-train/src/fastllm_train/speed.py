@@ -11,6 +11,10 @@ class SpeedConfig:
     """``kernels``: "fused" runs norms, rotary embedding, gated units and cross entropy through the
     native core; "torch" operation by operation, the reference that the tests compare with.
 
+    ``attention``: "auto" takes the flash-attn package where it is installed, on a GPU in bf16 and
+    fp16; "sdpa" always torch's own. ``deterministic``: flash-attn's backward pass gives the same
+    bits each time, at some of its speed; without it a resumed run is equal up to rounding.
+
     ``recompute_elementwise``: the outputs of norms and activations are made again in the backward
     pass, to the same bits, instead of being kept: some 30 % less memory for activations, 1 % of the
     time.
@@ -23,6 +27,8 @@ class SpeedConfig:
     blocks back: some 15 % less memory at some 10 % of the speed, with small models."""
 
     kernels: Literal["fused", "torch"] = "fused"
+    attention: Literal["auto", "sdpa"] = "auto"
+    deterministic: bool = True
     recompute_elementwise: bool = False
     compile: bool = False
     allocator: Literal["fast", "compact"] = "fast"

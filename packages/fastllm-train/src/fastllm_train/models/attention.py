@@ -6,15 +6,21 @@ Shapes: B batch, S sequence, A query heads, K key/value heads, D head width, H h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastllm_planner.arch import ArchSpec
+from fastllm_train.models.attention_core import (
+    AttentionMask,
+    Core,
+    attend,
+    document_matrix,
+    find_documents,
+    sight_table,
+)
 from fastllm_train.models.kernels import TORCH, Angles, Kernels
 from fastllm_train.models.norm import build_norm
 from fastllm_train.models.rope import rotation
@@ -23,16 +29,13 @@ from fastllm_train.models.rope import rotation
 class Positions(NamedTuple):
     """What attention knows of positions, made once per forward pass.
 
-    ``angles``: the rotations, or None. ``visible``: bool, True where a query (row) sees a key,
-    [B, 1, S, S] where documents are apart, or None where causality is all; ``window``: the same
-    for layers with a sliding window, [S, S] without documents. ``alibi``: additive [A, S, S] with
-    the causal mask in it, or None.
+    ``angles``: the rotations, or None. ``mask``: what layers without a sliding window see,
+    ``windowed`` what those with one do.
     """
 
     angles: Angles | None
-    visible: Tensor | None
-    window: Tensor | None
-    alibi: Tensor | None
+    mask: AttentionMask
+    windowed: AttentionMask
 
 
 def positions(
@@ -41,37 +44,36 @@ def positions(
     dtype: torch.dtype,
     context_ranks: int = 1,
     documents: Tensor | None = None,
+    *,
+    tables: bool = True,
+    dense: bool = False,
 ) -> Positions:
     """For ``position_ids`` int64 [B, S], a rank's part of a sequence cut over ``context_ranks``.
 
     ``documents``: the whole sequence's position ids where a position 0 begins a document and
-    attention stays within it.
+    attention stays within it; with ``dense`` as a matrix. ``tables``: the attention core wants
+    ``AttentionMask.table``.
     """
-    length, device = position_ids.shape[1] * context_ranks, position_ids.device
+    longest, device = position_ids.shape[1] * context_ranks, position_ids.device
     angles = rotation(spec.rope, spec.head_dim, position_ids) if spec.position == "rope" else None
-    window = None
-    if spec.sliding_window is not None and spec.sliding_window < length:
-        window = sliding_window(length, spec.sliding_window, device)
-    visible = None
-    if documents is not None:
-        visible = same_document(documents)
-        window = None if window is None else visible & window
-    alibi = alibi_bias(spec.heads, length, device).to(dtype) if spec.position == "alibi" else None
-    return Positions(angles, visible, visible if window is None else window, alibi)
+    slopes = None
+    if spec.position == "alibi":
+        slopes = torch.tensor(alibi_slopes(spec.heads), device=device)
+    found = None
+    if documents is not None and not dense:
+        found = find_documents(documents)
+        longest = max(found.lengths)
 
+    def mask(window: int | None) -> AttentionMask:
+        if documents is not None and dense:
+            return AttentionMask(dense=document_matrix(documents, window))
+        made = AttentionMask(window, slopes, found)
+        return made._replace(table=sight_table(made, longest, dtype, device)) if tables else made
 
-def same_document(position_ids: Tensor) -> Tensor:
-    """True where key j is in the document of query i and not after it: bool [B, 1, S, S]."""
-    number = (position_ids == 0).cumsum(dim=1)
-    same = number[:, :, None] == number[:, None, :]
-    return same.tril()[:, None]
-
-
-def sliding_window(length: int, window: int, device: torch.device) -> Tensor:
-    """True where key j is one of the last ``window`` up to query i (arXiv:2310.06825, 2.1)."""
-    place = torch.arange(length, device=device)
-    distance = place[:, None] - place[None, :]
-    return (distance >= 0) & (distance < window)
+    plain = mask(None)
+    return Positions(
+        angles, plain, plain if spec.sliding_window is None else mask(spec.sliding_window)
+    )
 
 
 def alibi_slopes(heads: int) -> list[float]:
@@ -84,14 +86,6 @@ def alibi_slopes(heads: int) -> list[float]:
     slopes = [2.0 ** (-8.0 * (i + 1) / below) for i in range(below)]
     above = [2.0 ** (-4.0 * (i + 1) / below) for i in range(2 * below)]
     return slopes + above[::2][: heads - below]
-
-
-def alibi_bias(heads: int, length: int, device: torch.device) -> Tensor:
-    """slope * (j - i) for keys j up to query i, -inf after it: fp32 [A, S, S]."""
-    place = torch.arange(length, device=device)
-    distance = (place[None, :] - place[:, None]).float()
-    slopes = torch.tensor(alibi_slopes(heads), device=device)
-    return (slopes[:, None, None] * distance).masked_fill(distance > 0, -math.inf)
 
 
 class Attention(nn.Module):
@@ -107,10 +101,11 @@ class Attention(nn.Module):
         *,
         recompute_core: bool = False,
         kernels: Kernels = TORCH,
+        core: Core = attend,
     ) -> None:
         super().__init__()
         self.kernels = kernels
-        self.core: Core = attend
+        self.core = core
         self.head_dim = spec.head_dim
         self.windowed = layer >= spec.full_attention_layers
         self.recompute_core = recompute_core
@@ -135,9 +130,8 @@ class Attention(nn.Module):
         if where.angles is not None:
             q_BSAD = self.kernels.rotate(q_BSAD, where.angles)
             k_BSKD = self.kernels.rotate(k_BSKD, where.angles)
-        mask = where.window if self.windowed else where.visible
-        if where.alibi is not None:
-            mask = where.alibi[self.first_head : self.first_head + q_BSAD.shape[2]]
+        mask = where.windowed if self.windowed else where.mask
+        mask = mask.of_heads(self.first_head, q_BSAD.shape[2])
         if self.recompute_core:
             mixed = checkpoint(self.core, q_BSAD, k_BSKD, v_BSKD, mask, use_reentrant=False)
         else:
@@ -147,20 +141,3 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         """[B, S, heads*D] → [B, S, heads, D]; the number of heads follows from the width."""
         return x.unflatten(-1, (-1, self.head_dim))
-
-
-# (q [B, S, A, D], k [B, S, K, D], v [B, S, K, D], mask) → [B, S, A, D]
-Core = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-
-
-def attend(q_BSAD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask: Tensor | None) -> Tensor:
-    """Causal softmax(QKᵀ/√D)V. ``mask`` (boolean, or added to the scores), if given, is causal."""
-    mixed = F.scaled_dot_product_attention(
-        q_BSAD.transpose(1, 2),
-        k_BSKD.transpose(1, 2),
-        v_BSKD.transpose(1, 2),
-        attn_mask=mask,
-        is_causal=mask is None,
-        enable_gqa=q_BSAD.shape[2] != k_BSKD.shape[2],
-    )
-    return mixed.transpose(1, 2)

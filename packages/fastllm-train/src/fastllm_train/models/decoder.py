@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastllm_planner.arch import ArchSpec, iter_params
 from fastllm_train.models.attention import Attention, Positions, positions
+from fastllm_train.models.attention_core import Core, attend
 from fastllm_train.models.kernels import TORCH, Kernels
 from fastllm_train.models.mlp import Gelu, MixtureOfExperts, SwiGLU, build_mlp
 from fastllm_train.models.norm import build_norm
@@ -40,11 +41,13 @@ class Block(nn.Module):
     recompute_elementwise = False
 
     def __init__(
-        self, spec: ArchSpec, layer: int, *, recompute_core: bool, kernels: Kernels
+        self, spec: ArchSpec, layer: int, *, recompute_core: bool, kernels: Kernels, core: Core
     ) -> None:
         super().__init__()
         self.input_layernorm = build_norm(spec, spec.hidden, kernels)
-        self.self_attn = Attention(spec, layer, recompute_core=recompute_core, kernels=kernels)
+        self.self_attn = Attention(
+            spec, layer, recompute_core=recompute_core, kernels=kernels, core=core
+        )
         self.post_attention_layernorm = build_norm(spec, spec.hidden, kernels)
         self.mlp = build_mlp(spec, layer, kernels)
 
@@ -73,12 +76,14 @@ class Trunk(nn.Module):
     """
 
     def __init__(
-        self, spec: ArchSpec, *, recompute: str, kernels: Kernels, documents: bool
+        self, spec: ArchSpec, *, recompute: str, kernels: Kernels, core: Core, documents: bool
     ) -> None:
         super().__init__()
         check_supported(spec)
         self.spec = spec
         self.documents = documents
+        self._tables = core is attend
+        self._compiled = False
         self.recompute_blocks = recompute == "full"
         # Over how many ranks the sequence is cut; the whole sequence's positions from a part's.
         self.context_ranks = 1
@@ -89,7 +94,11 @@ class Trunk(nn.Module):
         self.layers = nn.ModuleDict(
             {
                 str(layer): Block(
-                    spec, layer, recompute_core=recompute == "selective", kernels=kernels
+                    spec,
+                    layer,
+                    recompute_core=recompute == "selective",
+                    kernels=kernels,
+                    core=core,
                 )
                 for layer in range(spec.layers)
             }
@@ -102,6 +111,7 @@ class Trunk(nn.Module):
     def compile_layers(self, backend: str = "inductor") -> None:
         """Each layer becomes one graph of torch.compile, without graph breaks, at its first call.
         To be called with parallel layouts in place: their collectives are part of it."""
+        self._compiled = True
         for layer in self.layers.values():
             layer.compile(fullgraph=True, backend=backend)
 
@@ -115,7 +125,15 @@ class Trunk(nn.Module):
     def run_layers(self, x: Tensor, position_ids: Tensor) -> Tensor:
         """The layers held here."""
         documents = self.whole_positions(position_ids) if self.documents else None
-        where = positions(self.spec, position_ids, x.dtype, self.context_ranks, documents)
+        where = positions(
+            self.spec,
+            position_ids,
+            x.dtype,
+            self.context_ranks,
+            documents,
+            tables=self._tables,
+            dense=self._compiled,
+        )
         for layer in self.layers.values():
             if self.recompute_blocks and self.training:
                 x = checkpoint(layer, x, where, use_reentrant=False)
@@ -169,11 +187,14 @@ class Decoder(nn.Module):
         recompute: str = "none",
         recompute_elementwise: bool = False,
         kernels: Kernels = TORCH,
+        core: Core = attend,
         documents: bool = False,
     ) -> None:
         super().__init__()
         self.spec = spec
-        self.model = Trunk(spec, recompute=recompute, kernels=kernels, documents=documents)
+        self.model = Trunk(
+            spec, recompute=recompute, kernels=kernels, core=core, documents=documents
+        )
         self.lm_head = (NormHead if spec.norm_head else LmHead)(spec, kernels)
         if spec.tied_embeddings:
             assert isinstance(self.model.embed_tokens, nn.Embedding)

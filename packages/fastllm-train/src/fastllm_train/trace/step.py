@@ -61,6 +61,8 @@ def trace_stage(config: Config, spec: ArchSpec, stage: int, *, fake: bool = True
     with _fake_job(rank, parallel.world_size):
         mesh = build_mesh(parallel)
         part = build_part(config, spec, mesh, prepare=lambda m: balance_routing(m, parallel.ep))
+        # Fake tokens do not say where documents end; one as long as the sequence needs as much.
+        part.model.documents = False
         tracer = MemoryTracer("weights")
         mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext()
         with mode, tracer:
