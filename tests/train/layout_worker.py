@@ -36,7 +36,7 @@ from fastllm_train.models.initialise import initialise
 from fastllm_train.pipeline.exchange import Exchange
 from fastllm_train.pipeline.run import Runner
 from fastllm_train.pipeline.tied import TiedEmbedding
-from fastllm_train.tensor_parallel import apply, layers
+from fastllm_train.tensor_parallel import apply, columns, layers
 from fastllm_train.tensor_parallel.apply import copies_differ, cut_to_rank, join_from_ranks
 
 CPU = torch.device("cpu")
@@ -254,7 +254,14 @@ HERE = sys.modules[__name__]
 BROKEN: dict[str, tuple[str, Any, str, Callable[..., Any]]] = {
     "without one sum": ("llama: tp4", apply, "sum_over_ranks", left_out_once()),
     "without the sum behind attention and MLP": ("llama: tp4", apply, "sum_over_ranks", left_out),
-    "without the sum of gradients into them": ("llama: tp4", apply, "sum_gradient", left_out),
+    "without the sum of gradients into them": ("llama: tp4", columns, "start_sum", left_out),
+    "without the sum of the head's gradient": ("llama: tp4", apply, "sum_gradient", left_out),
+    "without the other ranks' gradients of a sequence": (
+        "llama: tp4 sp",
+        columns,
+        "start_scatter",
+        lambda _, x, group: x.chunk(group.size(), 1)[group.rank()].movedim(1, 0).contiguous(),
+    ),
     "without the sum of norm gradients": ("llama: tp4 sp", layers, "sum_gradient", left_out),
     "with documents that begin elsewhere": (
         "chats: cp2 pp2",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import accumulation_worker
+import compile_worker
 import pytest
 import torch
 from rank_job import run_ranks
@@ -121,6 +122,20 @@ def test_compiled_layers_are_one_graph_and_give_the_same(variant: str, kernels: 
     assert counters["stats"]["unique_graphs"] >= 1
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_compiled_layers_take_their_collectives_along(tmp_path: Path) -> None:
+    """Under tensor and sequence parallelism, on two ranks; one graph a layer, and through inductor,
+    too."""
+    out = tmp_path / "errors.json"
+    run_ranks([compile_worker.__file__, str(out)], 2)
+    found = json.loads(out.read_text())
+    assert found.keys() == compile_worker.RUNS.keys()
+    for name, run in found.items():
+        assert run["graphs"] >= 1, name
+        assert run["breaks"] == 0, name
+        assert run["error"] <= 1e-5, name
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ _all_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_i
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 SEQUENCE = 1
+# Collectives that go on beside what follows, and that torch.compile knows.
+_functional = torch.ops._c10d_functional
 
 
 def _all_reduced(x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -40,6 +42,33 @@ def _scattered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     part = front.new_empty(front.shape[0] // group.size(), *front.shape[1:])
     _reduce_scatter(part, front, group=group)
     return part.movedim(0, SEQUENCE)
+
+
+def start_sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Begin to add up x over the ranks. Neither x nor the result may be touched before
+    ``finish_sum`` of the latter."""
+    return _functional.all_reduce(x, "sum", group.group_name)
+
+
+def finish_sum(total: Tensor) -> Tensor:
+    return _functional.wait_tensor(total)
+
+
+def start_scatter(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Begin to add up x [B, S, H] over the ranks, of which each keeps its positions; as
+    ``start_sum``."""
+    front = x.movedim(SEQUENCE, 0).contiguous()
+    return _functional.reduce_scatter_tensor(front, "sum", group.size(), group.group_name)
+
+
+def finish_scatter(part: Tensor) -> Tensor:
+    """[B, S/tp, H]."""
+    return _functional.wait_tensor(part).movedim(0, SEQUENCE)
+
+
+def gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[B, S/tp, H] on each rank → the whole [B, S, H], without a gradient."""
+    return _gathered(x, group)
 
 
 class _SumGradient(Function):

@@ -31,6 +31,8 @@ EXIT_STATUS = 2
 REPORT = "report.txt"
 GRACE_S = 5.0  # ranks notice within the time a step takes of each other
 _WAITS = ("torch/distributed/", "deepspeed/comm/")
+# (torch's operators leave no frame: the function that waits in one stands for it.)
+_WAITS_HERE = {"finish_sum": "all_reduce", "finish_scatter": "reduce_scatter"}
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,8 @@ def _innermost(stack: FrameType) -> tuple[str, str]:
         name = frame.f_code.co_name
         if any(part in file for part in _WAITS) and name not in ("wrapper", "wait"):
             operation = name  # the outermost of the library's frames is the one that was called
+        elif file.endswith("/fastllm_train/collectives.py") and name in _WAITS_HERE:
+            operation = _WAITS_HERE[name]
         elif "/fastllm_train/" in file and not file.endswith("/watchdog.py"):
             place = f"{file.partition('/fastllm_train/')[2]}:{frame.f_lineno} {name}"
         frame = frame.f_back

@@ -23,6 +23,7 @@ from fastllm_train.models.attention_core import (
 )
 from fastllm_train.models.kernels import TORCH, Angles, Kernels
 from fastllm_train.models.norm import build_norm
+from fastllm_train.models.projection import Project, each
 from fastllm_train.models.rope import rotation
 
 
@@ -106,6 +107,7 @@ class Attention(nn.Module):
         super().__init__()
         self.kernels = kernels
         self.core = core
+        self.project: Project = each
         self.head_dim = spec.head_dim
         self.windowed = layer >= spec.full_attention_layers
         self.recompute_core = recompute_core
@@ -122,9 +124,8 @@ class Attention(nn.Module):
         self.o_proj: nn.Module = nn.Linear(spec.q_size, spec.hidden, bias=out_bias)
 
     def forward(self, x: Tensor, where: Positions) -> Tensor:
-        q_BSAD = self._heads(self.q_proj(x))
-        k_BSKD = self._heads(self.k_proj(x))
-        v_BSKD = self._heads(self.v_proj(x))
+        projected = self.project(x, (self.q_proj, self.k_proj, self.v_proj))
+        q_BSAD, k_BSKD, v_BSKD = (self._heads(y) for y in projected)
         if self.qk_norm:
             q_BSAD, k_BSKD = self.q_norm(q_BSAD), self.k_norm(k_BSKD)
         if where.angles is not None:

@@ -121,8 +121,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
         table = sight_table(mask, longest, q.dtype, q.device)
     if mask.documents is None:
         return _within(q, k, v, mask, table)
-    each = (x.flatten(0, 1).split(mask.documents.lengths) for x in (q, k, v))
-    mixed = [_within(*(x[None] for x in one), mask, table)[0] for one in zip(*each, strict=True)]
+    parts = (x.flatten(0, 1).split(mask.documents.lengths) for x in (q, k, v))
+    mixed = [
+        _within(q_one[None], k_one[None], v_one[None], mask, table)[0]
+        for q_one, k_one, v_one in zip(*parts, strict=True)
+    ]
     return torch.cat(mixed).view(q.shape)
 
 

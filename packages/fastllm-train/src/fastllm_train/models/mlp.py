@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastllm_planner.arch import ArchSpec, MoeSpec
 from fastllm_train.models.kernels import TORCH, Kernels, widened
 from fastllm_train.models.not_kept import not_kept
+from fastllm_train.models.projection import Project, each
 
 
 class SwiGLU(nn.Module):
@@ -21,12 +22,13 @@ class SwiGLU(nn.Module):
     def __init__(self, spec: ArchSpec, width: int, kernels: Kernels = TORCH) -> None:
         super().__init__()
         self.kernels = kernels
+        self.project: Project = each
         self.gate_proj = nn.Linear(spec.hidden, width, bias=spec.mlp_bias)
         self.up_proj = nn.Linear(spec.hidden, width, bias=spec.mlp_bias)
-        self.down_proj = nn.Linear(width, spec.hidden, bias=spec.mlp_bias)
+        self.down_proj: nn.Module = nn.Linear(width, spec.hidden, bias=spec.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_proj(x), self.up_proj(x)
+        gate, up = self.project(x, (self.gate_proj, self.up_proj))
         return _through(
             self.down_proj, lambda: self.kernels.swiglu(gate, up), self.recompute_elementwise
         )
@@ -39,11 +41,12 @@ class Gelu(nn.Module):
 
     def __init__(self, spec: ArchSpec, width: int) -> None:
         super().__init__()
+        self.project: Project = each
         self.up_proj = nn.Linear(spec.hidden, width, bias=spec.mlp_bias)
-        self.down_proj = nn.Linear(width, spec.hidden, bias=spec.mlp_bias)
+        self.down_proj: nn.Module = nn.Linear(width, spec.hidden, bias=spec.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        up = self.up_proj(x)
+        (up,) = self.project(x, (self.up_proj,))
         return _through(
             self.down_proj, lambda: F.gelu(up, approximate="tanh"), self.recompute_elementwise
         )

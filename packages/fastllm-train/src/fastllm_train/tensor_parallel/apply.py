@@ -19,8 +19,9 @@ from fastllm_train.collectives import (
 )
 from fastllm_train.mesh import Mesh
 from fastllm_train.models.decoder import Block, TrainingModel
-from fastllm_train.models.mlp import MixtureOfExperts
+from fastllm_train.models.mlp import Gelu, MixtureOfExperts, SwiGLU
 from fastllm_train.models.norm import LayerNorm, RMSNorm
+from fastllm_train.tensor_parallel.columns import ColumnParallel
 from fastllm_train.tensor_parallel.layers import (
     PartialLinear,
     SharedEmbedding,
@@ -96,11 +97,15 @@ class _Wiring:
 
     def block(self, block: Block) -> None:
         attention, mlp = block.self_attn, block.mlp
-        attention.o_proj = self._around(attention, attention.o_proj)
+        columns = ColumnParallel(self._group, sequence_parallel=self._sequence_parallel)
+        attention.project = columns
+        attention.o_proj = self._behind(attention, attention.o_proj)
         if isinstance(mlp, MixtureOfExperts):
             self._experts(mlp)
         else:
-            mlp.down_proj = self._around(mlp, mlp.get_submodule("down_proj"))
+            assert isinstance(mlp, SwiGLU | Gelu)
+            mlp.project = columns
+            mlp.down_proj = self._behind(mlp, mlp.down_proj)
         if self._sequence_parallel:
             block.input_layernorm = self.shared_norm(block.input_layernorm)
             block.post_attention_layernorm = self.shared_norm(block.post_attention_layernorm)
@@ -126,13 +131,10 @@ class _Wiring:
         assert isinstance(norm, RMSNorm | LayerNorm)
         return SharedNorm(norm, self._group)
 
-    def _around(self, region: nn.Module, last: nn.Module) -> PartialLinear:
-        """Hooks on ``region``, which ends in the row-parallel layer ``last``."""
+    def _behind(self, region: nn.Module, last: nn.Module) -> PartialLinear:
+        """A hook behind ``region``, which ends in the row-parallel layer ``last``."""
         assert isinstance(last, nn.Linear)
         partial = PartialLinear(last)
-
-        def enter(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (self.enter(args[0]), *args[1:])
 
         def leave(_module: nn.Module, _args: Any, out: Tensor) -> Tensor:
             total = self.leave(out)
@@ -143,7 +145,6 @@ class _Wiring:
                 sum_gradient(partial.bias, self._group) if seen_in_part else partial.bias
             )
 
-        region.register_forward_pre_hook(enter)
         region.register_forward_hook(leave)
         return partial
 

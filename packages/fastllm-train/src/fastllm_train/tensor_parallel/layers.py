@@ -29,8 +29,12 @@ class SharedLinear(nn.Module):
         self._group = group
 
     def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, *self.shared())
+
+    def shared(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias, for whatever computes with them."""
         bias = None if self.bias is None else sum_gradient(self.bias, self._group)
-        return F.linear(x, sum_gradient(self.weight, self._group), bias)
+        return sum_gradient(self.weight, self._group), bias
 
 
 class PartialLinear(nn.Module):

@@ -58,7 +58,7 @@ def trace_stage(config: Config, spec: ArchSpec, stage: int, *, fake: bool = True
     machine. The process must be in no process group."""
     parallel = config.parallel
     rank = parallel.rank_of(Coordinates(stage, 0, 0, 0, 0))
-    with _fake_job(rank, parallel.world_size):
+    with fake_job(rank, parallel.world_size):
         mesh = build_mesh(parallel)
         part = build_part(config, spec, mesh, prepare=lambda m: balance_routing(m, parallel.ep))
         # Fake tokens do not say where documents end; one as long as the sequence needs as much.
@@ -126,7 +126,7 @@ def _micro_batch(config: Config) -> list[Tensor]:
 
 
 @contextmanager
-def _fake_job(rank: int, world_size: int) -> Iterator[None]:
+def fake_job(rank: int, world_size: int) -> Iterator[None]:
     """A process group of ``world_size`` of which only this process exists."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
