@@ -26,6 +26,7 @@ from fastllm_train.models.attention_core import (
     attention_core,
     document_matrix,
     find_documents,
+    name_of_core,
     sight_table,
 )
 from fastllm_train.models.decoder import Decoder, TrainingModel
@@ -188,6 +189,7 @@ def test_flash_attn_is_taken_where_it_can_be(monkeypatch: pytest.MonkeyPatch) ->
     assert attention_core("sdpa", deterministic=True) is attend
     core = attention_core("auto", deterministic=False)
     assert isinstance(core, FlashAttention)
+    assert (name_of_core(core), name_of_core(attend)[:5]) == ("flash-attn 2.8.3", "torch")
     # It has no kernels for a CPU.
     flash_attn_stand_in.calls.clear()
     tensors = inputs(9, torch.bfloat16)

@@ -11,7 +11,7 @@ WIDTH, HEIGHT = 760, 300
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 48, 46
 COLOURS = ("#3b6fb6", "#c45a5a", "#56a36c", "#8a6fb8")
 INK, RULE = "#24292f", "#d9dfe7"
-MOST_POINTS = 1200  # more than pixels show nothing more
+MOST_POINTS = 400  # of a line: one for two pixels
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from fastllm_train.metrics import (
     step_values,
     throughput,
 )
+from fastllm_train.models.attention_core import attention_core, name_of_core
 from fastllm_train.peak import job_peak
 from fastllm_train.prefetch import StepReader, worker_died
 from fastllm_train.profiling import ProfileWindow
@@ -87,6 +88,9 @@ def train(
         say(f"weights from {config.model.weights}")
     if device == "cpu":
         say(runtime_line(os.environ, torch.get_num_threads()))
+    else:
+        core = attention_core(config.speed.attention, deterministic=config.speed.deterministic)
+        say(f"attention: {name_of_core(core)}")
     timeout = config.run.hang_timeout_s
     watchdog = Watchdog(folder.root, rank, dist.get_world_size(), timeout)
     engine: Engine = DeepSpeedEngine(config, spec, device, start, weights, watchdog.note)

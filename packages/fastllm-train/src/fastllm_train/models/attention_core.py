@@ -181,6 +181,7 @@ class FlashAttention:
         self._packed: Callable[..., Any] = package.flash_attn_varlen_func
         self._deterministic = deterministic
         self._takes = takes
+        self.name = f"flash-attn {getattr(package, '__version__', '(no version)')}"
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
         if mask.dense is not None or not self._takes(q):
@@ -218,3 +219,8 @@ def attention_core(choice: str, *, deterministic: bool) -> Core:
     """By the name in ``[speed]``: "auto" takes flash-attn where it is installed."""
     found = find_flash_attention(deterministic=deterministic) if choice == "auto" else None
     return attend if found is None else found
+
+
+def name_of_core(core: Core) -> str:
+    """For the log."""
+    return core.name if isinstance(core, FlashAttention) else "torch's scaled_dot_product_attention"
