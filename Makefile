@@ -90,6 +90,8 @@ test-emulate: $(VENV)/.stamp-test  ## CUDA kernels, as source, on the CPU under 
 
 test-cutlass: $(VENV)/.stamp-test  ## every matrix product's PTX, float16 too, under the checker (needs nvcc; minutes)
 	$(ACTIVATE) FASTLLM_GEMM_PRESET=emulate-ptx-all $(BIN)/python -m pytest -n 0 tests/ops/test_gemm.py $(ARGS)
+	$(ACTIVATE) $(BIN)/python scripts/ptxas_table.py --check --all
+	$(ACTIVATE) $(BIN)/python scripts/sass_gate.py --all
 
 # --- the rest ------------------------------------------------------------------------------------
 

@@ -23,10 +23,12 @@ CUDA = ROOT / "cpp/src/cuda"
 BUILD = ROOT / "build/cubins"
 # The first two are what a wheel contains by default; newer GPUs run sm_90's PTX.
 OP_ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
-# CUTLASS 2.x; 3.x instances are named for sm_90 and exist for that alone.
-GEMM_ARCHITECTURES = ("sm_80",)
-SM90_ARCHITECTURES = ("sm_90a",)
-ARCHITECTURES = tuple(dict.fromkeys((*OP_ARCHITECTURES, *GEMM_ARCHITECTURES, *SM90_ARCHITECTURES)))
+# Of the products, by the folder that an instance is in: CUTLASS 2.x, and 3.x for sm_90a alone.
+GEMM_ARCHITECTURES = {"gemm": "sm_80", "gemm/sm90": "sm_90a"}
+ARCHITECTURES = tuple(dict.fromkeys((*OP_ARCHITECTURES, *GEMM_ARCHITECTURES.values())))
+# Half a minute of a core each: compiled where every instance is asked for (`--all`).
+SLOW = ("gemm/sm90/*.cu",)
+QUICK = ("gemm/sm90/linear_bias_bf16.cu",)  # of these, always
 
 
 class MissingTool(Exception):
@@ -44,18 +46,14 @@ class Cubin:
     path: Path
     log: str  # of ptxas -v
 
-    @property
-    def is_gemm(self) -> bool:
-        return self.source.parent.name == "gemm"
-
 
 def cuda_tool(name: str, variable: str | None = None) -> str | None:
     """A program of the toolkit: named by ``variable``, on PATH, or of a wheel nvidia-cuda-*."""
     named = os.environ.get(variable) if variable else None
     found = named or shutil.which(name) or shutil.which(name, path="/usr/local/cuda/bin")
     spec = None if found else find_spec("nvidia")
-    for folder in (spec and spec.submodule_search_locations) or ():
-        found = found or shutil.which(name, path=f"{folder}/cu13/bin")
+    for place in (spec and spec.submodule_search_locations) or ():
+        found = found or shutil.which(name, path=f"{place}/cu13/bin")
     return found
 
 
@@ -80,39 +78,62 @@ def cutlass_source() -> Path | None:
     if named:
         return Path(named)
     spec = find_spec("cutlass_library")
-    for folder in (spec and spec.submodule_search_locations) or ():
-        if (Path(folder) / "source/include/cutlass/cutlass.h").exists():
-            return Path(folder) / "source"
+    for place in (spec and spec.submodule_search_locations) or ():
+        if (Path(place) / "source/include/cutlass/cutlass.h").exists():
+            return Path(place) / "source"
     return None
 
 
-def jobs(gemm: bool) -> list[tuple[Path, str]]:
-    """(source, architecture); the slowest first, so that the cores finish together."""
+def folder(source: Path) -> str:
+    """Where below cpp/src/cuda: "." for an operator, "gemm/sm90" for a product of sm_90a."""
+    return source.parent.relative_to(CUDA).as_posix()
+
+
+def instance(source: Path) -> str:
+    """What a product's kernel is called by: ``linear_bias_bf16``, ``linear_bias_sm90_bf16``."""
+    product, _, dtype = source.stem.rpartition("_")
+    special = folder(source).removeprefix("gemm").removeprefix("/")
+    return f"{product}_{special}_{dtype}" if special else source.stem
+
+
+def is_slow(source: Path) -> bool:
+    path = source.relative_to(CUDA)
+    return any(map(path.match, SLOW)) and not any(map(path.match, QUICK))
+
+
+def jobs(gemm: bool, every: bool) -> list[tuple[Path, str]]:
+    """(source, architecture); the slowest first, so that the cores finish together.
+
+    ``gemm``: with the products; ``every``: also those that take long. Raises ValueError for a
+    source in a folder of which no architecture is known."""
     found: list[tuple[Path, str]] = []
-    if gemm:
-        for source in sorted((CUDA / "gemm").glob("*.cu")):
-            sm90 = "_sm90" in source.stem
-            for architecture in SM90_ARCHITECTURES if sm90 else GEMM_ARCHITECTURES:
-                found.insert(0 if sm90 else len(found), (source, architecture))
-    for source in sorted(CUDA.glob("*.cu")):
-        found += [(source, architecture) for architecture in OP_ARCHITECTURES]
-    return found
+    for source in sorted(CUDA.rglob("*.cu")):
+        where = folder(source)
+        if where == ".":
+            found += [(source, architecture) for architecture in OP_ARCHITECTURES]
+        elif where not in GEMM_ARCHITECTURES:
+            raise ValueError(f"cubins.py names no architecture for {where}, of {source.name}")
+        elif gemm and (every or not is_slow(source)):
+            found.append((source, GEMM_ARCHITECTURES[where]))
+    return sorted(found, key=lambda job: folder(job[0]), reverse=True)
 
 
-def gemm_kernels() -> set[str]:
-    """Names of the kernels of cpp/src/cuda/gemm, which need CUTLASS."""
-    stems = {path.stem for path in (CUDA / "gemm").glob("*.cu")}
-    return stems | {"grouped_workspace_kernel"}
+def left_out(cubins: list[Cubin]) -> set[str]:
+    """Names of the products' kernels that were not compiled: for want of CUTLASS, or the slow."""
+    sources = {cubin.source for cubin in cubins}
+    absent = {instance(source) for source in (CUDA / "gemm").rglob("*.cu") if source not in sources}
+    # The one kernel there that is not CUTLASS's, and has a name of its own.
+    return absent | ({"grouped_workspace_kernel"} if "grouped_workspace" in absent else set())
 
 
 def flags(source: Path, cutlass: Path | None) -> list[str]:
     """As CMake compiles it: cmake/Cuda.cmake, and for the GEMMs cmake/Cutlass.cmake."""
     found = ["-std=c++17", "-O3", f"-I{ROOT / 'cpp/include'}", "-Xptxas", "-v", "-cubin"]
-    if source.parent.name == "gemm":
+    if folder(source) != ".":
         folders = ("include", "examples/45_dual_gemm", "examples", "tools/util/include")
         found += ["-DNDEBUG", "--expt-relaxed-constexpr"]
-        for folder in folders:
-            found += ["-isystem", f"{cutlass}/{folder}"]
+        for path in folders:
+            found += ["-isystem", f"{cutlass}/{path}"]
     return found
 
 
@@ -123,15 +144,15 @@ def inputs_key(nvcc: str, cutlass: Path | None) -> str:
     version = cutlass and cutlass / "include/cutlass/version.h"
     if version and version.exists():
         digest.update(version.read_bytes())
-    for folder in (CUDA, ROOT / "cpp/include"):
-        for path in sorted(p for p in folder.rglob("*") if p.suffix in (".cu", ".cuh", ".hpp")):
+    for tree in (CUDA, ROOT / "cpp/include"):
+        for path in sorted(p for p in tree.rglob("*") if p.suffix in (".cu", ".cuh", ".hpp")):
             digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return digest.hexdigest()
 
 
 def compile_one(nvcc: str, cutlass: Path | None, source: Path, architecture: str) -> Cubin:
     """Raises CalledProcessError if it does not compile."""
-    path = BUILD / f"{source.parent.name}_{source.stem}.{architecture}.cubin"
+    path = BUILD / f"{instance(source)}.{architecture}.cubin"
     log = path.with_suffix(".log")
     if not log.exists():
         command = [nvcc, *flags(source, cutlass), f"-arch={architecture}", "-o", path, source]
@@ -144,8 +165,8 @@ def compile_one(nvcc: str, cutlass: Path | None, source: Path, architecture: str
     return Cubin(source, architecture, path, log.read_text())
 
 
-def compiled() -> list[Cubin]:
-    """Every cubin. Without CUTLASS those of cpp/src/cuda/gemm are left out.
+def compiled(every: bool = False) -> list[Cubin]:
+    """A cubin of each source: without CUTLASS of none in gemm, without ``every`` of none in SLOW.
 
     Raises MissingTool without nvcc, CalledProcessError if a source does not compile."""
     nvcc, cutlass = nvcc_command(), cutlass_source()
@@ -159,6 +180,5 @@ def compiled() -> list[Cubin]:
                 old.unlink()
             stamp.write_text(key)
         with ThreadPoolExecutor(max_workers=2) as pool:
-            return list(
-                pool.map(lambda j: compile_one(nvcc, cutlass, *j), jobs(cutlass is not None))
-            )
+            wanted = jobs(cutlass is not None, every)
+            return list(pool.map(lambda job: compile_one(nvcc, cutlass, *job), wanted))

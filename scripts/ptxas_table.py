@@ -1,11 +1,12 @@
 """Registers, shared memory and spills of every CUDA kernel, as ptxas reports them.
 
     python scripts/ptxas_table.py --check    # compare with cpp/src/cuda/ptxas.toml: exit 0 or 1
+    python scripts/ptxas_table.py --check --all    # also of the products that take long to compile
     python scripts/ptxas_table.py --write    # write that file, but for its table of allowed spills
 
 Needs nvcc but no GPU. Spills that are not allowed and ptxas warnings (C7510 among them) are errors
 with any version of nvcc; register counts are compared only with the version that the table was
-written by. Without CUTLASS the products of cpp/src/cuda/gemm are not compared, and it says so.
+written by. It names what it leaves out: the products without CUTLASS, the slow ones without --all.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from cubins import (
     Cubin,
     MissingTool,
     compiled,
-    gemm_kernels,
+    cutlass_source,
+    instance,
+    left_out,
     nvcc_command,
     nvcc_release,
 )
@@ -70,8 +73,9 @@ def short_names(symbols: list[str], cubin: Cubin) -> dict[str, str]:
     found: dict[str, str] = {}
     for symbol, full in zip(symbols, text.splitlines(), strict=True):
         if symbol.startswith("_ZN7cutlass"):
-            number = sum(name.startswith(cubin.source.stem) for name in found.values())
-            found[symbol] = cubin.source.stem + (f" {number + 1}" if number else "")
+            base = instance(cubin.source)
+            number = sum(name.startswith(base) for name in found.values())
+            found[symbol] = base + (f" {number + 1}" if number else "")
             continue
         without_casts = re.sub(r"\([\w:]+\)(?=\d)", "", full)  # of enumerators, as (E)0
         name = re.sub(r"^void ", "", without_casts).replace("(anonymous namespace)::", "")
@@ -125,14 +129,14 @@ def differences(release: str, table: Table, committed: dict[str, Any]) -> list[s
     return found
 
 
-def without_gemm(committed: dict[str, Any]) -> dict[str, Any]:
-    """The table less what is compiled from cpp/src/cuda/gemm."""
-    absent = gemm_kernels()
+def without(committed: dict[str, Any], absent: set[str]) -> dict[str, Any]:
+    """The table less the products' kernels of these names."""
 
     def kept(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        return {name: row for name, row in value.items() if name.split(" ")[0] not in absent}
+        # Of a spill, the architecture is before the name.
+        return {k: v for k, v in value.items() if absent.isdisjoint(k.split(" "))}
 
     return {key: kept(value) for key, value in committed.items()}
 
@@ -142,10 +146,11 @@ def main() -> int:
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--check", action="store_true", help="compare with the committed table")
     action.add_argument("--write", action="store_true", help="write the table")
+    parser.add_argument("--all", action="store_true", help="every product; --write always does")
     arguments = parser.parse_args()
     try:
         release = nvcc_release(nvcc_command())
-        cubins = compiled()
+        cubins = compiled(arguments.all or arguments.write)
     except MissingTool as error:
         print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
         return 2
@@ -153,13 +158,12 @@ def main() -> int:
         print(f"error: {error.cmd[-1]} does not compile\n{error.stderr}", file=sys.stderr)
         return 1
     committed: dict[str, Any] = tomllib.loads(TABLE.read_text())
-    gemm = any(cubin.is_gemm for cubin in cubins)
-    if not gemm:
-        if arguments.write:
-            print("error: no CUTLASS\nhint: pip install nvidia-cutlass", file=sys.stderr)
-            return 2
-        print("note: no CUTLASS, so cpp/src/cuda/gemm is left out", file=sys.stderr)
-        committed = without_gemm(committed)
+    if arguments.write and cutlass_source() is None:
+        print("error: no CUTLASS\nhint: pip install nvidia-cutlass", file=sys.stderr)
+        return 2
+    if absent := left_out(cubins):
+        print(f"note: not compiled: {', '.join(sorted(absent))}", file=sys.stderr)
+        committed = without(committed, absent)
     try:
         table = measure(cubins)
     except ValueError as error:

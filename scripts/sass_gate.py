@@ -1,6 +1,7 @@
 """Instructions that each kernel must have: 16-byte accesses, tensor cores, asynchronous copies.
 
     python scripts/sass_gate.py            # compare with cpp/src/cuda/sass.toml: exit 0 or 1
+    python scripts/sass_gate.py --all      # also of the products that take long to compile
     python scripts/sass_gate.py --counts   # what every kernel has, to write expectations from
 
 Compiles as ptxas_table.py does and disassembles with nvdisasm (of a toolkit, or of the wheel
@@ -19,7 +20,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from cubins import ROOT, Cubin, MissingTool, compiled, cuda_tool, cutlass_source, gemm_kernels
+from cubins import ROOT, Cubin, MissingTool, compiled, cuda_tool, left_out
 from ptxas_table import short_names
 
 EXPECTATIONS = ROOT / "cpp/src/cuda/sass.toml"
@@ -101,12 +102,11 @@ def disassembled(nvdisasm: str, cubin: Cubin) -> dict[tuple[str, str], Counter[s
     return {(cubin.architecture, names[symbol]): counts for symbol, counts in found.items()}
 
 
-def measure() -> dict[tuple[str, str], Counter[str]]:
-    """By (architecture, name). Raises MissingTool, or what compiled() raises."""
+def measure(cubins: list[Cubin]) -> dict[tuple[str, str], Counter[str]]:
+    """By (architecture, name). Raises MissingTool."""
     nvdisasm = cuda_tool("nvdisasm", "NVDISASM")
     if nvdisasm is None:
         raise MissingTool("no nvdisasm", "pip install 'nvidia-cuda-nvdisasm>=13,<14'")
-    cubins = compiled()
     found: dict[tuple[str, str], Counter[str]] = {}
     with ThreadPoolExecutor(max_workers=2) as pool:
         for kernels in pool.map(lambda cubin: disassembled(nvdisasm, cubin), cubins):
@@ -126,9 +126,11 @@ def print_counts(kernels: dict[tuple[str, str], Counter[str]]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--counts", action="store_true", help="print what every kernel has")
+    parser.add_argument("--all", action="store_true", help="every product")
     arguments = parser.parse_args()
     try:
-        kernels = measure()
+        cubins = compiled(arguments.all)
+        kernels = measure(cubins)
     except MissingTool as error:
         print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
         return 2
@@ -139,9 +141,9 @@ def main() -> int:
         print_counts(kernels)
         return 0
     expectations = tomllib.loads(EXPECTATIONS.read_text())
-    if cutlass_source() is None:
-        print("note: no CUTLASS, so cpp/src/cuda/gemm is left out", file=sys.stderr)
-        expectations = {k: e for k, e in expectations.items() if k not in gemm_kernels()}
+    if absent := left_out(cubins):
+        print(f"note: not compiled: {', '.join(sorted(absent))}", file=sys.stderr)
+        expectations = {k: e for k, e in expectations.items() if k not in absent}
     found = shortfalls(kernels, expectations)
     print("\n".join(found) if found else f"{len(kernels)} kernels have what sass.toml expects")
     return 1 if found else 0

@@ -36,6 +36,22 @@ def test_holds(command: tuple[str, ...], tool: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_every_source_is_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """None of cpp/src/cuda is outside the gates, and a folder that they do not know is an error."""
+    sources = set(cubins.CUDA.rglob("*.cu"))
+    assert {source for source, _ in cubins.jobs(gemm=True, every=True)} == sources
+    left_to_all = sources - {source for source, _ in cubins.jobs(gemm=True, every=False)}
+    assert {source.name for source in left_to_all} == {"linear_bias_fp16.cu"}
+    assert {cubins.folder(source) for source in left_to_all} == {"gemm/sm90"}
+    names = [cubins.instance(source) for source in sources]
+    assert len(set(names)) == len(names)
+    monkeypatch.setattr(cubins, "CUDA", tmp_path)
+    (tmp_path / "gemm/sm120").mkdir(parents=True)
+    (tmp_path / "gemm/sm120/linear_bias_bf16.cu").touch()
+    with pytest.raises(ValueError, match="no architecture for gemm/sm120"):
+        cubins.jobs(gemm=True, every=False)
+
+
 LOG = """\
 ptxas info    : Compiling entry function '_ZN7fastllm4cuda1kIfEEvPf' for 'sm_80'
 ptxas info    : Function properties for _ZN7fastllm4cuda1kIfEEvPf
