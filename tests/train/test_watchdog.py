@@ -62,6 +62,18 @@ def test_a_rank_that_goes_on_is_left_alone(tmp_path: Path) -> None:
     assert ended == [EXIT_STATUS]
 
 
+def test_a_save_may_take_longer_than_a_step(tmp_path: Path) -> None:
+    ended: list[int] = []
+    watching = Watchdog(tmp_path, 0, 1, 0.2, grace_s=0.1, end=ended.append)
+    watching.start()
+    watching.note("the step's update", limit_s=30.0)
+    time.sleep(1.0)
+    assert not ended
+    watching.note("the step before", 2)  # the save is over: the ordinary time-out again
+    time.sleep(1.0)
+    assert ended == [EXIT_STATUS]
+
+
 def test_no_rank_ends_before_the_report_is_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,9 +72,10 @@ def pick_device(wanted: str) -> str:
     return "cuda" if visible and wanted != "cpu" else "cpu"
 
 
-def join(place: Place, device: str, hang_timeout_s: float = 0.0) -> None:
+def join(place: Place, device: str, longest_wait_s: float = 0.0) -> None:
     """Set threads and device, then enter the process group through DeepSpeed. Its operations give
-    up after ten minutes, or later than a watchdog of ``hang_timeout_s``."""
+    up after ten minutes, or later than the watchdog, whose longest time-out is
+    ``longest_wait_s``."""
     import torch
 
     torch.set_num_threads(threads_per_process(os.environ, place.local_world_size))
@@ -83,7 +84,7 @@ def join(place: Place, device: str, hang_timeout_s: float = 0.0) -> None:
     from fastllm_train.deepspeed_setup import import_deepspeed
 
     backend = "nccl" if device == "cuda" else "gloo"
-    timeout = max(TIMEOUT, timedelta(seconds=MARGIN * hang_timeout_s))
+    timeout = max(TIMEOUT, timedelta(seconds=MARGIN * longest_wait_s))
     if _restarted_by_torchrun(os.environ):
         _join_anew(place, backend, timeout)
     deepspeed = import_deepspeed(device)

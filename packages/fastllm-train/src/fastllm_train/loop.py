@@ -199,7 +199,7 @@ class _Run:
             last = outcome.stop or self._finished(step, consumed)
             self._evaluate(step, last=last and not outcome.stop)
             if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
-                self.watchdog.note("the step's update")
+                self.watchdog.note("the step's update", limit_s=config.run.save_timeout_s)
                 self.saver.save(step, self._state(step, consumed), wait=last)
             if outcome.stop:
                 return Ending(step, True, self.saver.newest)
@@ -235,6 +235,7 @@ class _Run:
             self._note_down({"kind": "skip", "step": step, "reason": wrong})
             say(f"{message}: the update is left out")
             return None
+        self.watchdog.note("the step's update", limit_s=self.config.run.save_timeout_s)
         self.saver.finish()
         found = self.saver.newest
         self._rewinds += policy.policy == "rewind"

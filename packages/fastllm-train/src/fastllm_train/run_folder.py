@@ -16,20 +16,28 @@ from fastllm_train.toml_text import to_toml
 @dataclass(frozen=True)
 class RunConfig:
     """``seed`` drives initialisation. ``device`` "auto" takes CUDA when a GPU is visible. A job in
-    which nothing moves for ``hang_timeout_s`` seconds ends with a report (0: it waits)."""
+    which nothing moves for ``hang_timeout_s`` seconds ends with a report (0: it waits); a save may
+    take ``save_timeout_s``, as storage can be slow."""
 
     out: str = "runs/train"
     seed: int = 1234
     device: Literal["cpu", "cuda", "auto"] = "auto"
     hang_timeout_s: float = 600.0
+    save_timeout_s: float = 3600.0
 
     def __post_init__(self) -> None:
         if not self.out:
             raise UserError("run.out is empty", hint="name a folder for the run")
         if self.seed < 0:
             raise UserError(f"run.seed={self.seed} is negative")
-        if self.hang_timeout_s < 0:
-            raise UserError(f"run.hang_timeout_s={self.hang_timeout_s} is negative")
+        for name in ("hang_timeout_s", "save_timeout_s"):
+            if getattr(self, name) < 0:
+                raise UserError(f"run.{name}={getattr(self, name)} is negative")
+
+    @property
+    def longest_wait_s(self) -> float:
+        """How long a rank may have to wait for another; 0: for ever."""
+        return max(self.hang_timeout_s, self.save_timeout_s) if self.hang_timeout_s else 0.0
 
 
 @dataclass(frozen=True)

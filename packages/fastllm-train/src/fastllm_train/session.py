@@ -14,7 +14,7 @@ from fastllm_train.launch import LAUNCHER_PID
 def run_rank(config: Config, spec: ArchSpec, place: Place, *, fresh: bool) -> int:
     """Exit status: 0 trained or saved on SIGTERM, 130 saved on Ctrl-C."""
     device = pick_device(config.run.device)
-    join(place, device, config.run.hang_timeout_s)
+    join(place, device, config.run.longest_wait_s)
     from fastllm_train.loop import StopRequest, train
 
     launcher = os.environ.get(LAUNCHER_PID, "")

@@ -49,6 +49,16 @@ class Standing:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Note:
+    """The last sign of this rank: at a time of the monotonic clock, and how long it may last."""
+
+    step: int
+    phase: str
+    at: float
+    limit_s: float
+
+
 class Watchdog:
     """Watches this rank. ``end`` is called when the report is out; it does not return."""
 
@@ -64,7 +74,8 @@ class Watchdog:
     ) -> None:
         self._folder, self._rank, self._world_size = folder, rank, world_size
         self._timeout, self._grace, self._end = timeout_s, grace_s, end
-        self._step, self._phase, self._at = 0, "the start", time.monotonic()
+        # One value, replaced whole: the watching thread never sees half a note.
+        self._noted = _Note(0, "the start", time.monotonic(), timeout_s)
         self._stop, self._reporting = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -75,11 +86,11 @@ class Watchdog:
                 file.unlink(missing_ok=True)
             self._thread.start()
 
-    def note(self, phase: str, step: int | None = None) -> None:
-        """This rank goes on: ``phase`` is done. ``step``: the one that begins (None: the same)."""
-        if step is not None:
-            self._step = step
-        self._phase, self._at = phase, time.monotonic()
+    def note(self, phase: str, step: int | None = None, *, limit_s: float = 0.0) -> None:
+        """This rank goes on: ``phase`` is done. ``step``: the one that begins (None: the same).
+        ``limit_s``: the time-out until the next note, where it is above the ordinary one."""
+        step = self._noted.step if step is None else step
+        self._noted = _Note(step, phase, time.monotonic(), max(self._timeout, limit_s))
 
     def stop(self) -> None:
         """End watching; the run is over. Does not return while this rank is reporting a hang: what
@@ -90,13 +101,14 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stop.wait(max(0.05, min(1.0, self._timeout / 10))):
-            if time.monotonic() - self._at > self._timeout:
+            noted = self._noted
+            if time.monotonic() - noted.at > noted.limit_s:
                 self._reporting.set()
-                self._report()
+                self._report(noted)
                 return
 
-    def _report(self) -> None:
-        mine = self._standing()
+    def _report(self, noted: _Note) -> None:
+        mine = self._standing(noted)
         deadline = time.monotonic() + self._grace
         try:
             _publish(_report_file(self._folder, self._rank), json.dumps(asdict(mine)))
@@ -104,7 +116,7 @@ class Watchdog:
         except OSError:
             found = {self._rank: mine}  # the folder is out of reach, too: speak for oneself
         if not found or min(found) == self._rank:
-            report = describe(found, self._world_size, self._timeout)
+            report = describe(found, self._world_size, noted.limit_s)
             sys.stderr.write(report)
             sys.stderr.flush()
             with contextlib.suppress(OSError):  # it only lets the others end before their grace
@@ -126,10 +138,10 @@ class Watchdog:
                 return found
             time.sleep(0.05)
 
-    def _standing(self) -> Standing:
+    def _standing(self, noted: _Note) -> Standing:
         operation, place = waiting_in(sys._current_frames())
-        seconds = time.monotonic() - self._at
-        return Standing(self._rank, self._step, self._phase, operation, place, seconds)
+        seconds = time.monotonic() - noted.at
+        return Standing(self._rank, noted.step, noted.phase, operation, place, seconds)
 
 
 def waiting_in(stacks: Mapping[int, FrameType]) -> tuple[str, str]:
