@@ -2,29 +2,42 @@
 
     python benchmarks/ops/bench_ops.py [--threads 2] [--rows 16384] [--cols 4096] [--filter bf16]
     python benchmarks/ops/bench_ops.py --kernels     # kernel and copy only: a minute
-    python benchmarks/ops/bench_ops.py --compile --filter "softmax fwd"
+    python benchmarks/ops/bench_ops.py --compile --op softmax [--filter "softmax fwd"]
     python benchmarks/ops/bench_ops.py --calls       # microseconds of a call on tiny tensors
 
 Columns: the kernel with its outputs allocated beforehand, as GB/s of the traffic that the formula
 needs and as a share of what torch's copy of a float32 tensor moves; then the torch operator, which
 allocates, against the same function of torch, and with --compile against torch.compile of that.
 With one thread times are CPU time, which other processes disturb least; with more they are wall
-time. Each figure is a median; the competitors, the copy among them, run in turns.
+time. Each figure is a median; the competitors, the copy among them, run in turns. malloc is told to
+keep what is freed: fresh pages cost every competitor more than its arithmetic does, and how much
+depends on the state of the machine's memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
 import torch  # first, so that fastllm_core shares its OpenMP threads
-from cases import OPERATORS
+from cases import OPERATORS, Case
 
 from fastllm_core import _core
 
+Operators = list[Callable[..., list[Case]]]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+# glibc reads these when a process starts.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "MALLOC_TOP_PAD_": str(1 << 30),
+}
 
 
 def medians(
@@ -40,10 +53,10 @@ def medians(
     return [statistics.median(taken) for taken in times]
 
 
-def print_calls(wanted: str) -> None:
+def print_calls(operators: Operators, wanted: str) -> None:
     """Microseconds of a call of operator and of torch's form: the best of 7 means of 1000."""
     torch.set_num_threads(1)
-    for operator in OPERATORS:
+    for operator in operators:
         for case in operator(4, 64, "fp32", torch.float32):
             if wanted not in case.name:
                 continue
@@ -71,10 +84,15 @@ def main() -> None:
     parser.add_argument("--kernels", action="store_true", help="only the kernels and the copy")
     parser.add_argument("--calls", action="store_true", help="time of a call, on 4 x 64 elements")
     parser.add_argument("--filter", default="", help="only cases whose name contains this")
+    named = {operator.__name__.removesuffix("_cases"): operator for operator in OPERATORS}
+    parser.add_argument("--op", nargs="+", choices=named, default=list(named), help="only these")
     arguments = parser.parse_args()
+    operators = [named[name] for name in arguments.op]
+    if not arguments.calls and not KEEP_MEMORY.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
     torch.set_num_threads(arguments.threads)
     if arguments.calls:
-        return print_calls(arguments.filter)
+        return print_calls(operators, arguments.filter)
     clock = time.process_time if arguments.threads == 1 else time.perf_counter
     rows, cols, runs, threads = (arguments.rows, arguments.cols, arguments.runs, arguments.threads)
     source, target = torch.randn(rows, cols), torch.empty(rows, cols)
@@ -87,7 +105,7 @@ def main() -> None:
         *(f"{n:>{widths.get(n, 12)}s}" for n in names),
         sep="",
     )
-    for operator in OPERATORS:
+    for operator in operators:
         for label, dtype in DTYPES.items():
             for case in operator(rows, cols, label, dtype):
                 if arguments.filter not in case.name:

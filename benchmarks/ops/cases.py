@@ -51,7 +51,7 @@ def parts(function: Callable[..., int], *sizes: int) -> int:
 
 
 def rmsnorm_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> list[Case]:
-    x, residual, dy = (torch.randn(rows, cols).to(dtype) for _ in range(3))
+    x, residual, dy, dh = (torch.randn(rows, cols).to(dtype) for _ in range(4))
     weight = torch.randn(cols).to(dtype)
     y, h = torch.empty_like(x), torch.empty_like(x)
     rstd, dweight = torch.empty(rows), torch.empty_like(weight)
@@ -59,8 +59,18 @@ def rmsnorm_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> list[
     size = rows * cols * x.element_size()
     leaf, leaf_weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
 
+    leaf_residual = residual.clone().requires_grad_()
+
     def trained(function: Callable[..., torch.Tensor]) -> Callable[[], object]:
         return lambda: torch.autograd.grad(function(), (leaf, leaf_weight), dy)
+
+    def block(function: Callable[..., Any]) -> Callable[[], object]:
+        leaves = (leaf, leaf_residual, leaf_weight)
+        return lambda: torch.autograd.grad(function(), leaves, (dy, dh))
+
+    def eager(x: Any, residual: Any, weight: Any) -> object:
+        added = x + residual
+        return F.rms_norm(added, (cols,), weight, EPS), added
 
     return [
         Case(
@@ -75,7 +85,7 @@ def rmsnorm_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> list[
             4 * size,
             kernel_call(_core.rmsnorm_fwd, x, residual, weight, y, h, rstd, EPS),
             lambda: rmsnorm_residual(x, residual, weight, EPS),
-            lambda: F.rms_norm(x + residual, (cols,), weight, EPS),
+            lambda: eager(x, residual, weight),
         ),
         Case(
             f"rmsnorm bwd / fwd+bwd {label}",
@@ -83,6 +93,13 @@ def rmsnorm_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> list[
             kernel_call(_core.rmsnorm_bwd, dy, x, weight, rstd, None, y, dweight, partial),
             trained(lambda: rmsnorm(leaf, leaf_weight, EPS)),
             trained(lambda: F.rms_norm(leaf, (cols,), leaf_weight, EPS)),
+        ),
+        Case(
+            f"rmsnorm residual bwd / fwd+bwd {label}",
+            4 * size,
+            kernel_call(_core.rmsnorm_bwd, dy, x, weight, rstd, dh, y, dweight, partial),
+            block(lambda: rmsnorm_residual(leaf, leaf_residual, leaf_weight, EPS)),
+            block(lambda: eager(leaf, leaf_residual, leaf_weight)),
         ),
     ]
 
@@ -208,7 +225,7 @@ def adamw_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> list[Ca
 
 
 def layernorm_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> list[Case]:
-    x, residual, dy = (torch.randn(rows, cols).to(dtype) for _ in range(3))
+    x, residual, dy, dh = (torch.randn(rows, cols).to(dtype) for _ in range(4))
     weight, bias = (torch.randn(cols).to(dtype) for _ in range(2))
     y, h = torch.empty_like(x), torch.empty_like(x)
     mean, rstd, dweight = torch.empty(rows), torch.empty(rows), torch.empty_like(weight)
@@ -217,7 +234,16 @@ def layernorm_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> lis
     leaf, leaf_weight, leaf_bias = leaves = tuple(
         t.clone().requires_grad_() for t in (x, weight, bias)
     )
+    leaf_residual = residual.clone().requires_grad_()
     fwd, bwd = _core.layernorm_fwd, _core.layernorm_bwd
+
+    def block(function: Callable[..., Any]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(function(), (*leaves, leaf_residual), (dy, dh))
+
+    def eager(x: Any, residual: Any, weight: Any, bias: Any) -> object:
+        added = x + residual
+        return F.layer_norm(added, (cols,), weight, bias, EPS), added
+
     return [
         Case(
             f"layernorm fwd {label}",
@@ -231,7 +257,7 @@ def layernorm_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> lis
             4 * x.nbytes,
             kernel_call(fwd, x, residual, weight, bias, y, h, mean, rstd, EPS),
             lambda: layernorm_residual(x, residual, weight, bias, EPS),
-            lambda: F.layer_norm(x + residual, (cols,), weight, bias, EPS),
+            lambda: eager(x, residual, weight, bias),
         ),
         Case(
             f"layernorm bwd / fwd+bwd {label}",
@@ -241,6 +267,13 @@ def layernorm_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> lis
             lambda: torch.autograd.grad(
                 F.layer_norm(leaf, (cols,), leaf_weight, leaf_bias, EPS), leaves, dy
             ),
+        ),
+        Case(
+            f"layernorm residual bwd / fwd+bwd {label}",
+            4 * x.nbytes,
+            kernel_call(bwd, dy, x, weight, mean, rstd, dh, y, dweight, dbias, partial),
+            block(lambda: layernorm_residual(leaf, leaf_residual, leaf_weight, leaf_bias, EPS)),
+            block(lambda: eager(leaf, leaf_residual, leaf_weight, leaf_bias)),
         ),
     ]
 

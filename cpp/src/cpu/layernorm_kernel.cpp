@@ -15,12 +15,14 @@ float sum_of(const T* x, std::int64_t cols) {
     return sums.total();
 }
 
-// Writes h = round(x + residual) and returns its sum.
-template <class T>
-float add_and_sum(const T* x, const T* residual, T* h, std::int64_t cols) {
+// Writes h = round(x + residual), around the cache also to `out`, and returns its sum.
+template <class T, bool kStream>
+float add_and_sum(const T* x, const T* residual, T* h, T* out, std::int64_t cols) {
     Sum4 sums;
     for_each_pair(cols, [&](std::int64_t c, int slot, auto lanes) FASTLLM_LAMBDA {
-        store(h + c, load(x + c, lanes) + load(residual + c, lanes), lanes);
+        const auto sum = load(x + c, lanes) + load(residual + c, lanes);
+        store(h + c, sum, lanes);
+        if constexpr (kStream) store_streaming(out + c, sum, lanes);
         sums.add(slot, load(h + c, lanes));
     });
     return sums.total();
@@ -43,14 +45,15 @@ float sum_of_squares_about(const T* x, float mean, std::int64_t cols) {
     return total;
 }
 
-// `next` is the row that is read after this one.
-template <class T, bool kStream, bool kHasBias>
+// `next` and `next_residual`, if there is one, are the rows that are read after this one.
+template <class T, bool kStream, bool kHasBias, bool kResidual>
 void normalise_row(const T* h, const T* weight, const T* bias, float mean, float rstd, T* y,
-                   const T* next, std::int64_t cols) {
+                   const T* next, const T* next_residual, std::int64_t cols) {
     const Vec middle = broadcast(mean);
     const Vec scale = broadcast(rstd);
     for_each_pair(cols, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
         prefetch(next + c, lanes);
+        if constexpr (kResidual) prefetch(next_residual + c, lanes);
         const auto n = (load(h + c, lanes) - middle) * scale;
         const auto w = load(weight + c, lanes);
         if constexpr (kHasBias) {
@@ -61,21 +64,28 @@ void normalise_row(const T* h, const T* weight, const T* bias, float mean, float
     });
 }
 
-template <class T>
+template <class T, bool kResidual>
 void fwd_rows(const LayerNormFwd& a, std::int64_t begin, std::int64_t end, bool stream) {
+    alignas(64) T kept[kResidual ? kRowBuffer : 1];
     const auto* weight = static_cast<const T*>(a.weight);
     const auto* bias = static_cast<const T*>(a.bias);
     const float cols = static_cast<float>(a.cols);
     for (std::int64_t row = begin; row < end; ++row) {
         const std::int64_t offset = row * a.cols;
         const T* x = static_cast<const T*>(a.x) + offset;
+        const T* residual = static_cast<const T*>(a.residual) + (kResidual ? offset : 0);
         const T* h = x;
         T* y = static_cast<T*>(a.y) + offset;
         float sum;
-        if (a.residual != nullptr) {
+        if constexpr (kResidual) {
             T* out = static_cast<T*>(a.residual_out) + offset;
-            sum = add_and_sum(x, static_cast<const T*>(a.residual) + offset, out, a.cols);
-            h = out;
+            if (stream && a.cols <= kRowBuffer && can_stream(out) && out != x && out != residual) {
+                sum = add_and_sum<T, true>(x, residual, kept, out, a.cols);
+                h = kept;
+            } else {
+                sum = add_and_sum<T, false>(x, residual, out, nullptr, a.cols);
+                h = out;
+            }
         } else {
             sum = sum_of(x, a.cols);
         }
@@ -84,12 +94,12 @@ void fwd_rows(const LayerNormFwd& a, std::int64_t begin, std::int64_t end, bool 
         a.mean[row] = mean;
         a.rstd[row] = rstd;
         const bool go_around = stream && can_stream(y);
-        auto* normalise =
-            go_around
-                ? (bias != nullptr ? &normalise_row<T, true, true> : &normalise_row<T, true, false>)
-                : (bias != nullptr ? &normalise_row<T, false, true>
-                                   : &normalise_row<T, false, false>);
-        normalise(h, weight, bias, mean, rstd, y, x + a.cols, a.cols);
+        auto* normalise = go_around
+                              ? (bias != nullptr ? &normalise_row<T, true, true, kResidual>
+                                                 : &normalise_row<T, true, false, kResidual>)
+                              : (bias != nullptr ? &normalise_row<T, false, true, kResidual>
+                                                 : &normalise_row<T, false, false, kResidual>);
+        normalise(h, weight, bias, mean, rstd, y, x + a.cols, residual + a.cols, a.cols);
     }
     if (stream) finish_streaming();
 }
@@ -166,7 +176,9 @@ void bwd_part(const LayerNormBwd& a, std::int64_t part, bool stream) {
 
 void fwd_any(const LayerNormFwd& a, std::int64_t begin, std::int64_t end, bool stream) {
     with_element_type(a.dtype, [&](auto zero) FASTLLM_LAMBDA {
-        fwd_rows<decltype(zero)>(a, begin, end, stream);
+        using T = decltype(zero);
+        auto* rows = a.residual != nullptr ? &fwd_rows<T, true> : &fwd_rows<T, false>;
+        rows(a, begin, end, stream);
     });
 }
 

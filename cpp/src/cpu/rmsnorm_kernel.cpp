@@ -7,13 +7,14 @@
 namespace fastllm::cpu::FASTLLM_ISA {
 namespace {
 
-// `next` is the row that is read after this one.
-template <class T, bool kStream>
+// `next` and `next_residual`, if there is one, are the rows that are read after this one.
+template <class T, bool kStream, bool kResidual>
 void normalise_row(const T* h, const T* weight, float rstd, T* y, const T* next,
-                   std::int64_t cols) {
+                   const T* next_residual, std::int64_t cols) {
     const Vec scale = broadcast(rstd);
     for_each_pair(cols, [&](std::int64_t c, int, auto lanes) FASTLLM_LAMBDA {
         prefetch(next + c, lanes);
+        if constexpr (kResidual) prefetch(next_residual + c, lanes);
         const auto v = load(h + c, lanes) * scale * load(weight + c, lanes);
         store_as<kStream>(y + c, v, lanes);
     });
@@ -29,42 +30,49 @@ float sum_of_squares(const T* x, std::int64_t cols) {
     return squares.total();
 }
 
-// Writes h = round(x + residual) and returns the sum of its squares.
-template <class T>
-float add_and_sum_squares(const T* x, const T* residual, T* h, std::int64_t cols) {
+// Writes h = round(x + residual), around the cache also to `out`, and returns the sum of its
+// squares.
+template <class T, bool kStream>
+float add_and_sum_squares(const T* x, const T* residual, T* h, T* out, std::int64_t cols) {
     Sum4 squares;
     for_each_pair(cols, [&](std::int64_t c, int slot, auto lanes) FASTLLM_LAMBDA {
-        store(h + c, load(x + c, lanes) + load(residual + c, lanes), lanes);
+        const auto sum = load(x + c, lanes) + load(residual + c, lanes);
+        store(h + c, sum, lanes);
+        if constexpr (kStream) store_streaming(out + c, sum, lanes);
         const auto v = load(h + c, lanes);
         squares.add_product(slot, v, v);
     });
     return squares.total();
 }
 
-template <class T>
+template <class T, bool kResidual>
 void fwd_rows(const RmsNormFwd& a, std::int64_t begin, std::int64_t end, bool stream) {
+    alignas(64) T kept[kResidual ? kRowBuffer : 1];
     const auto* weight = static_cast<const T*>(a.weight);
     for (std::int64_t row = begin; row < end; ++row) {
         const std::int64_t offset = row * a.cols;
         const T* x = static_cast<const T*>(a.x) + offset;
+        const T* residual = static_cast<const T*>(a.residual) + (kResidual ? offset : 0);
         const T* h = x;
         T* y = static_cast<T*>(a.y) + offset;
         float squares;
-        if (a.residual != nullptr) {
+        if constexpr (kResidual) {
             T* out = static_cast<T*>(a.residual_out) + offset;
-            squares =
-                add_and_sum_squares(x, static_cast<const T*>(a.residual) + offset, out, a.cols);
-            h = out;
+            if (stream && a.cols <= kRowBuffer && can_stream(out) && out != x && out != residual) {
+                squares = add_and_sum_squares<T, true>(x, residual, kept, out, a.cols);
+                h = kept;
+            } else {
+                squares = add_and_sum_squares<T, false>(x, residual, out, nullptr, a.cols);
+                h = out;
+            }
         } else {
             squares = sum_of_squares(x, a.cols);
         }
         const float rstd = 1.0f / square_root(squares / static_cast<float>(a.cols) + a.eps);
         a.rstd[row] = rstd;
-        if (stream && can_stream(y)) {
-            normalise_row<T, true>(h, weight, rstd, y, x + a.cols, a.cols);
-        } else {
-            normalise_row<T, false>(h, weight, rstd, y, x + a.cols, a.cols);
-        }
+        auto* normalise = stream && can_stream(y) ? &normalise_row<T, true, kResidual>
+                                                  : &normalise_row<T, false, kResidual>;
+        normalise(h, weight, rstd, y, x + a.cols, residual + a.cols, a.cols);
     }
     if (stream) finish_streaming();
 }
@@ -125,7 +133,9 @@ void bwd_part(const RmsNormBwd& a, std::int64_t part, bool stream) {
 
 void fwd_any(const RmsNormFwd& a, std::int64_t begin, std::int64_t end, bool stream) {
     with_element_type(a.dtype, [&](auto zero) FASTLLM_LAMBDA {
-        fwd_rows<decltype(zero)>(a, begin, end, stream);
+        using T = decltype(zero);
+        auto* rows = a.residual != nullptr ? &fwd_rows<T, true> : &fwd_rows<T, false>;
+        rows(a, begin, end, stream);
     });
 }
 

@@ -87,9 +87,33 @@ float largest_of(const Score& score, std::int64_t count) {
     return m;
 }
 
+// Zeros behind the places of a causal row, written around the cache a few at a time beside
+// arithmetic: in a row, such stores wait for memory.
+template <class T>
+struct Zeros {
+    T* at;
+    T* end;
+    int pairs;  // at a time
+
+    // Of [begin, end) what is aligned, to be written in `times` portions as far as these are short.
+    // The elements in front are written at once.
+    Zeros(T* begin, T* to, std::int64_t times) : at(begin), end(to), pairs(0) {
+        while (at < end && !can_stream(at)) *at++ = T{};
+        const std::int64_t all = (end - at) / (2 * kWidth);
+        const std::int64_t portion = times > 0 ? (all + times - 1) / times : 0;
+        pairs = static_cast<int>(portion < 4 ? portion : 4);
+    }
+    FASTLLM_INLINE void write() {
+        for (int i = 0; i < pairs && at + 2 * kWidth <= end; ++i, at += 2 * kWidth) {
+            store_streaming(at, VecPair(broadcast(0.0f)), PairLanes{});
+        }
+    }
+};
+
 // e = exp(score - max); returns the sum. `next` are the elements that are read after these.
 template <class Score, class T>
-float to_exponentials(const Score& score, float* e, float max, const T* next, std::int64_t count) {
+float to_exponentials(const Score& score, float* e, float max, const T* next, std::int64_t count,
+                      Zeros<T>* zeros) {
     // With nothing but -inf any finite reference gives exp(score - reference) = 0.
     const float reference = max == no_score() ? 0.0f : max;
     const Vec from = broadcast(reference);
@@ -97,6 +121,7 @@ float to_exponentials(const Score& score, float* e, float max, const T* next, st
     const std::int64_t whole = count / kWidth * kWidth;
     for_each_pair(whole, [&](std::int64_t c, int slot, auto lanes) FASTLLM_LAMBDA {
         prefetch(next + c, lanes);
+        if (zeros != nullptr) zeros->write();
         const auto v = exponential(score(c, lanes) - from);
         store(e + c, v, lanes);
         sums.add(slot, v);
@@ -124,12 +149,13 @@ void store_scaled(const float* e, float by, T* y, std::int64_t count) {
 }
 
 template <class T, bool kPlaces, bool kStream>
-void softmax_row(const Scores<T>& s, T* y, std::int64_t places) {
+void softmax_row(const Scores<T>& s, T* y, std::int64_t places, Zeros<T>* zeros) {
     alignas(64) float buffer[kStretch];
     const auto inverse = [](float sum) { return sum == 0.0f ? 0.0f : 1.0f / sum; };
     if (places <= kStretch) {
         const auto score = scores_of<kPlaces>(s, buffer, 0, places);
-        const float sum = to_exponentials(score, buffer, largest_of(score, places), s.next, places);
+        const float max = largest_of(score, places);
+        const float sum = to_exponentials(score, buffer, max, s.next, places, zeros);
         return store_scaled<T, kPlaces, kStream>(buffer, inverse(sum), y, places);
     }
     float max = no_score();
@@ -144,12 +170,12 @@ void softmax_row(const Scores<T>& s, T* y, std::int64_t places) {
         const float grown = here > max ? here : max;
         if (grown != max && sum != 0.0f) sum *= scalar_exp(max - grown);
         max = grown;
-        sum += to_exponentials(score, buffer, max, s.x + begin + count, count);
+        sum += to_exponentials(score, buffer, max, s.x + begin + count, count, zeros);
     }
     for (std::int64_t begin = 0; begin < places; begin += kStretch) {
         const std::int64_t count = length(begin);
         const auto score = scores_of<kPlaces>(s, buffer, begin, count);
-        to_exponentials(score, buffer, max, s.x + begin + count, count);
+        to_exponentials(score, buffer, max, s.x + begin + count, count, zeros);
         store_scaled<T, kPlaces, kStream>(buffer, inverse(sum), y + begin, count);
     }
 }
@@ -193,8 +219,14 @@ void fwd_rows(const SoftmaxFwd& a, std::int64_t begin, std::int64_t end, bool st
             places_matter
                 ? (go_around ? &softmax_row<T, true, true> : &softmax_row<T, true, false>)
                 : (go_around ? &softmax_row<T, false, true> : &softmax_row<T, false, false>);
-        softmax(s, y, places);
-        zero_from(y, places, a.cols, stream);
+        if (go_around && places < a.cols) {
+            Zeros<T> zeros(y + places, y + a.cols, places / (2 * kWidth));
+            softmax(s, y, places, &zeros);
+            zero<T, true>(zeros.at, zeros.end - zeros.at);
+        } else {
+            softmax(s, y, places, nullptr);
+            zero_from(y, places, a.cols, stream);
+        }
     }
     if (stream) finish_streaming();
 }

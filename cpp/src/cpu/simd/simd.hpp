@@ -156,6 +156,10 @@ FASTLLM_INLINE void store_as(T* p, V v, Lanes lanes) {
     }
 }
 
+// Columns of which a thread keeps a row in its nearest caches, where a second pass finds what was
+// written around them.
+inline constexpr std::int64_t kRowBuffer = 16384;
+
 // Calls body(T{}) with the element type that `dtype` names.
 template <class Body>
 FASTLLM_INLINE void with_element_type(DType dtype, const Body& body) {
