@@ -16,6 +16,7 @@ import torch
 
 from fastllm_core import _core
 from fastllm_train.ops.registration import (
+    capsule,
     contiguous_capsule,
     define,
     define_differentiable,
@@ -82,17 +83,17 @@ def _fwd(
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     h = None if residual is None else torch.empty_like(y)
-    mean = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
+    mean = x.new_empty(x.shape[:-1], dtype=torch.float32)
     rstd = torch.empty_like(mean)
     _core.layernorm_fwd(
         contiguous_capsule(x),
         optional_capsule(residual),
         contiguous_capsule(weight),
         optional_capsule(bias),
-        contiguous_capsule(y),
-        optional_capsule(h),
-        contiguous_capsule(mean),
-        contiguous_capsule(rstd),
+        capsule(y),
+        None if h is None else capsule(h),
+        capsule(mean),
+        capsule(rstd),
         eps,
         stream_of(x),
     )

@@ -27,8 +27,9 @@ __all__ = [
 
 Operator = Callable[..., Any]
 
-# The function behind torch.Tensor.__dlpack__, without its 5 microseconds of Python.
-_to_dlpack: Callable[[torch.Tensor], object] = vars(dlpack)["to_dlpack"]
+# A DLPack capsule of the tensor, with its strides: the function behind torch.Tensor.__dlpack__,
+# without its 5 microseconds of Python.
+capsule: Callable[[torch.Tensor], object] = vars(dlpack)["to_dlpack"]
 _library = torch.library.Library("fastllm", "FRAGMENT")
 
 # What stands between a call and its kernel. torch has no public names for these.
@@ -130,19 +131,14 @@ def direct_function(name: str, forward: Operator, backward: Operator) -> Operato
     return beneath.apply
 
 
-def capsule(tensor: torch.Tensor) -> object:
-    """A DLPack capsule of the tensor, with its strides."""
-    return _to_dlpack(tensor)
-
-
 def contiguous_capsule(tensor: torch.Tensor) -> object:
     """A DLPack capsule of the tensor, copied first if it is not contiguous."""
-    return _to_dlpack(tensor.contiguous())
+    return capsule(tensor.contiguous())
 
 
 def optional_capsule(tensor: torch.Tensor | None) -> object:
     """As :func:`contiguous_capsule`; None for None."""
-    return None if tensor is None else _to_dlpack(tensor.contiguous())
+    return None if tensor is None else capsule(tensor.contiguous())
 
 
 def stream_of(tensor: torch.Tensor) -> int:

@@ -16,6 +16,7 @@ import torch
 
 from fastllm_core import _core
 from fastllm_train.ops.registration import (
+    capsule,
     contiguous_capsule,
     define,
     define_differentiable,
@@ -69,14 +70,14 @@ def _fwd(
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     h = None if residual is None else torch.empty_like(y)
-    rstd = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
+    rstd = x.new_empty(x.shape[:-1], dtype=torch.float32)
     _core.rmsnorm_fwd(
         contiguous_capsule(x),
         None if residual is None else contiguous_capsule(residual),
         contiguous_capsule(weight),
-        contiguous_capsule(y),
-        None if h is None else contiguous_capsule(h),
-        contiguous_capsule(rstd),
+        capsule(y),
+        None if h is None else capsule(h),
+        capsule(rstd),
         eps,
         stream_of(x),
     )
