@@ -13,7 +13,7 @@ namespace fastllm::cpu {
 // thread when one piece would have fewer than `grain` items: waking a thread costs some
 // microseconds.
 template <class Body>
-void parallel_ranges(std::int64_t count, std::int64_t grain, const Body& body) {
+void parallel_ranges(std::int64_t count, [[maybe_unused]] std::int64_t grain, const Body& body) {
     if (count <= 0) return;
 #if defined(_OPENMP)
     const std::int64_t useful = grain > 0 ? count / grain : count;
