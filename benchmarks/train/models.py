@@ -33,8 +33,8 @@ ARCH = {
 Step = Callable[[torch.Tensor], Any]
 
 
-def fastllm(dtype: str) -> Step:
-    """The trainer's own engine, as ``fastllm-train run`` steps it."""
+def fastllm(dtype: str, *, compiled: bool = False) -> Step:
+    """The trainer's own engine, as ``fastllm-train run`` steps it; ``speed.compile``."""
     import numpy as np
 
     from fastllm_train.config import build_config
@@ -48,7 +48,7 @@ def fastllm(dtype: str) -> Step:
             "parallel": {"zero_stage": 0},
             "batch": {"micro": MICRO, "global": MICRO, "seq_len": SEQ_LEN},
             "precision": {"dtype": dtype},
-            "speed": {"recompute_elementwise": True},
+            "speed": {"recompute_elementwise": True, "compile": compiled},
         }
     )
     alone()
@@ -257,6 +257,7 @@ def megatron_core(dtype: str) -> Step:
 
 BUILDERS: dict[str, Callable[[str], Step]] = {
     "fastllm": fastllm,
+    "fastllm_compile": lambda dtype: fastllm(dtype, compiled=True),
     "fastllm_loop": fastllm_loop,
     "fastllm_torch": fastllm_torch,
     "hf": hugging_face,
