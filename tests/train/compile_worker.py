@@ -23,7 +23,6 @@ from fastllm_train.model_part import build_part, materialise
 from fastllm_train.models.decoder import TrainingModel
 from fastllm_train.tensor_parallel.apply import cut_to_rank
 
-SP = {"tp": 2, "sequence_parallel": True}
 RUNS: dict[str, tuple[dict[str, Any], str]] = {
     "tp2": ({"tp": 2}, "aot_eager"),
     "tp2, full": ({"tp": 2, "recompute": "full"}, "aot_eager"),

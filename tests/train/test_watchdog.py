@@ -102,7 +102,8 @@ def test_the_report_tells_ranks_that_wait_in_different_operations() -> None:
         0: Standing(0, 7, "forward", "recv", "pipeline/exchange.py:84 _receive", 61.0),
         1: Standing(1, 7, "backward", "all_reduce", "engine_deepspeed.py:200 _global_sum", 60.5),
     }
-    text = describe(found, 2, 60)
+    text = describe(found, 2, 60, "run.save_timeout_s")
+    assert text.endswith("or raise run.save_timeout_s\n")
     assert text.startswith("error: nothing moved for 60 s in all_reduce, recv\n")
     assert "all ranks wait, in different operations" in text
     assert text.count("\n") == 4

@@ -29,7 +29,8 @@ def _all_reduced(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return total
 
 
-def _gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+def gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[B, S/tp, H] on each rank → the whole [B, S, H], without a gradient."""
     front = x.movedim(SEQUENCE, 0).contiguous()
     whole = front.new_empty(front.shape[0] * group.size(), *front.shape[1:])
     _all_gather_into(whole, front, group=group)
@@ -66,11 +67,6 @@ def finish_scatter(part: Tensor) -> Tensor:
     return _functional.wait_tensor(part).movedim(0, SEQUENCE)
 
 
-def gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """[B, S/tp, H] on each rank → the whole [B, S, H], without a gradient."""
-    return _gathered(x, group)
-
-
 class _SumGradient(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -98,7 +94,7 @@ class _GatherSequence(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
-        return _gathered(x, group)
+        return gathered(x, group)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -113,7 +109,7 @@ class _ScatterSequence(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return _gathered(grads[0], ctx.group), None
+        return gathered(grads[0], ctx.group), None
 
 
 class _MeanOfReplicated(Function):

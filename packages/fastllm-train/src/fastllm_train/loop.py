@@ -187,7 +187,7 @@ class _Run:
             self._record(step, total, size, consumed, lr, outcome, seconds, phase_s)
             times.add(phase_s)
             self._exchange_times(step, times)
-            self.saver.poll()
+            self._publish_saved()
             if wrong:
                 back = self._answer(step, consumed, wrong[0])
                 if back is not None:
@@ -204,6 +204,12 @@ class _Run:
             if outcome.stop:
                 return Ending(step, True, self.saver.newest)
         return Ending(step, False, self.saver.newest)
+
+    def _publish_saved(self) -> None:
+        """What ended in the background appears, and old checkpoints go: slow storage is no hang."""
+        self.watchdog.note("the step's update", limit_s=self.config.run.save_timeout_s)
+        self.saver.poll()
+        self.watchdog.note("the step's update")
 
     def _finished(self, step: int, consumed: int) -> bool:
         schedule = self.config.schedule

@@ -116,7 +116,7 @@ class Watchdog:
         except OSError:
             found = {self._rank: mine}  # the folder is out of reach, too: speak for oneself
         if not found or min(found) == self._rank:
-            report = describe(found, self._world_size, noted.limit_s)
+            report = describe(found, self._world_size, noted.limit_s, self._setting(noted))
             sys.stderr.write(report)
             sys.stderr.flush()
             with contextlib.suppress(OSError):  # it only lets the others end before their grace
@@ -124,6 +124,10 @@ class Watchdog:
         else:
             self._await_report(deadline + self._grace)
         self._end(EXIT_STATUS)
+
+    def _setting(self, noted: _Note) -> str:
+        saves = noted.limit_s > self._timeout
+        return "run.save_timeout_s" if saves else "run.hang_timeout_s"
 
     def _await_report(self, deadline: float) -> None:
         file = self._folder / "hang" / REPORT
@@ -183,9 +187,14 @@ def read_standings(folder: Path, newer_than_s: float) -> dict[int, Standing]:
     return found
 
 
-def describe(found: Mapping[int, Standing], world_size: int, timeout_s: float) -> str:
+def describe(
+    found: Mapping[int, Standing],
+    world_size: int,
+    timeout_s: float,
+    setting: str = "run.hang_timeout_s",
+) -> str:
     """The report: an error line, one line a rank that spoke, a line of those that did not, a
-    hint."""
+    hint, which names the ``setting`` that the time-out is from."""
     silent = [rank for rank in range(world_size) if rank not in found]
     busy = [s.rank for s in found.values() if not s.operation]
     waited = sorted({s.operation for s in found.values() if s.operation})
@@ -205,7 +214,7 @@ def describe(found: Mapping[int, Standing], world_size: int, timeout_s: float) -
     else:
         hint = "all ranks wait, in different operations or on the network between them"
     last = "the last checkpoint is intact: run again"
-    return "\n".join([*lines, f"hint: {hint}; {last}, or raise run.hang_timeout_s"]) + "\n"
+    return "\n".join([*lines, f"hint: {hint}; {last}, or raise {setting}"]) + "\n"
 
 
 def _publish(file: Path, text: str) -> None:
