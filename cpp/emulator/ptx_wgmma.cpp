@@ -32,35 +32,56 @@ void require_warp(Warp& w, const Instruction& i, std::uint32_t lanes) {
     }
 }
 
-// A matrix descriptor (PTX ISA, "Matrix Descriptor Format") of a swizzled operand whose rows are
-// along k.
+// A matrix descriptor (PTX ISA, "Matrix Descriptor Format") of a swizzled operand: lines of as many
+// bytes as the swizzle, in groups of eight. A line is along k, or along m or n if `transposed`.
 struct Operand {
     std::uint32_t start;
-    std::uint32_t eight_rows;  // bytes from one group of 8 rows to the next
+    std::uint32_t leading;      // transposed: bytes from one line's end to where m or n goes on
+    std::uint32_t eight_lines;  // bytes from one group of eight to the next
     unsigned swizzle;
+    bool transposed;
 };
 
-Operand operand(Warp& w, const Instruction& i, std::uint64_t descriptor) {
+Operand operand(Warp& w, const Instruction& i, std::uint64_t descriptor, bool transposed) {
     constexpr unsigned kSwizzle[] = {0, 128, 64, 32};
     const Operand o{static_cast<std::uint32_t>(descriptor & 0x3fff) << 4,
+                    static_cast<std::uint32_t>(descriptor >> 16 & 0x3fff) << 4,
                     static_cast<std::uint32_t>(descriptor >> 32 & 0x3fff) << 4,
-                    kSwizzle[descriptor >> 62]};
+                    kSwizzle[descriptor >> 62], transposed};
     if (o.swizzle == 0 || (descriptor >> 49 & 7) != 0) {
         refuse_operation(w, i, "not emulated: an operand without swizzle or with a base offset");
     }
     return o;
 }
 
-// Row `row` of the operand, 16 elements.
-void read_row(Warp& w, const Instruction& i, const Operand& o, unsigned row, unsigned lane,
-              std::uint16_t* to) {
-    const std::uint32_t at = o.start + row / 8 * o.eight_rows + row % 8 * o.swizzle;
-    for (unsigned half = 0; half < 2; ++half) {
-        std::memcpy(
-            to + half * 8,
-            w.block->reach_async(w, lane, Space::kShared, swizzled(at + half * 16, o.swizzle), 16,
-                                 Access::kRead, i.line, w.block->agent_of_wgmma(w)),
-            16);
+// Where the eight elements are that begin at (`row`, `k`) and go along the line.
+std::uint32_t eight_at(const Operand& o, unsigned row, unsigned k) {
+    const unsigned line = o.transposed ? k : row;
+    const unsigned along = (o.transposed ? row : k) * 2;  // bytes
+    return o.start + line / 8 * o.eight_lines + line % 8 * o.swizzle +
+           along / o.swizzle * o.leading + along % o.swizzle;
+}
+
+// `rows` rows of the operand from `first` on, 16 elements each: to[row * 16 + k].
+template <class H>
+void read_rows(Warp& w, const Instruction& i, const Operand& o, unsigned first, unsigned rows,
+               std::vector<double>& to) {
+    const unsigned row_step = o.transposed ? 8 : 1;
+    const unsigned k_step = o.transposed ? 1 : 8;
+    std::uint16_t bits[8];
+    for (unsigned row = 0; row < rows; row += row_step) {
+        for (unsigned k = 0; k < kDepth; k += k_step) {
+            const std::uint32_t at = swizzled(eight_at(o, first + row, k), o.swizzle);
+            std::memcpy(bits,
+                        w.block->reach_async(w, row % 32, Space::kShared, at, 16, Access::kRead,
+                                             i.line, w.block->agent_of_wgmma(w)),
+                        16);
+            for (unsigned e = 0; e < 8; ++e) {
+                const unsigned place = (row + (o.transposed ? e : 0)) * kDepth + k;
+                to[place + (o.transposed ? 0 : e)] =
+                    static_cast<double>(fastllm::to_float(H{bits[e]}));
+            }
+        }
     }
 }
 
@@ -81,33 +102,21 @@ void require_fence(Warp& w, const Instruction& i) {
     state.fenced = true;  // once
 }
 
-// D (64, n) = A (64, 16) B (16, n) + D or + 0; A and B by descriptor, B as n rows along k. Which
+// D (64, n) = A (64, 16) B (16, n) + D or + 0; A and B by descriptor, B as n rows of 16. Which
 // lane holds what of D: PTX ISA, "Register Fragments for wgmma.mma_async.m64nNk16".
-// rows: descriptors of A and B, the predicate to add D; detail: A and B are negated.
+// rows: descriptors of A and B, the predicate to add D; detail: A and B are negated; number: bits 0
+// and 1 for a transposed A and B.
 template <class H>
 Flow multiply(Warp& w, const Instruction& i, std::uint32_t lanes) {
     require_warp(w, i, lanes);
     require_fence(w, i);
     const auto columns = static_cast<unsigned>(i.accumulators.size()) * 2;
-    const Operand a = operand(w, i, w.row(i.rows[0])[0]);
-    const Operand b = operand(w, i, w.row(i.rows[1])[0]);
-    const unsigned first = w.index % 4 * kRows;
-    std::uint16_t bits[kDepth];
+    const Operand a = operand(w, i, w.row(i.rows[0])[0], (i.number & 1) != 0);
+    const Operand b = operand(w, i, w.row(i.rows[1])[0], (i.number & 2) != 0);
     std::vector<double> left(kRows * kDepth);
     std::vector<double> right(columns * kDepth);
-    const auto fill = [&](std::vector<double>& to, unsigned row) {
-        for (unsigned k = 0; k < kDepth; ++k) {
-            to[row * kDepth + k] = static_cast<double>(fastllm::to_float(H{bits[k]}));
-        }
-    };
-    for (unsigned m = 0; m < kRows; ++m) {
-        read_row(w, i, a, first + m, m, bits);
-        fill(left, m);
-    }
-    for (unsigned n = 0; n < columns; ++n) {
-        read_row(w, i, b, n, n % 32, bits);
-        fill(right, n);
-    }
+    read_rows<H>(w, i, a, w.index % 4 * kRows, kRows, left);
+    read_rows<H>(w, i, b, 0, columns, right);
     const double sign = i.detail == 1 || i.detail == 2 ? -1.0 : 1.0;
     const bool add = w.row(i.rows[2])[0] != 0;
     for (unsigned r = 0; r < i.accumulators.size(); ++r) {
@@ -193,8 +202,11 @@ void multiplication(Decoding& d, Instruction& out) {
             d.refuse();
     }
     if (out.detail == 2) out.detail = 0;  // both
-    // Operands whose rows are not along k are transposed.
-    if (d.integer(d.operand(6)) != 0 || d.integer(d.operand(7)) != 0) d.refuse();
+    for (std::size_t n = 6; n < 8; ++n) {
+        const std::int64_t transposed = d.integer(d.operand(n));
+        if (transposed != 0 && transposed != 1) d.refuse();
+        out.number |= static_cast<std::uint32_t>(transposed) << (n - 6);
+    }
     if (types[1] == Type{'h', 16, false})
         out.run = &multiply<bfloat16>;
     else if (types[1] == Type{'f', 16, false})

@@ -5,6 +5,7 @@ Each kernel is correct as it stands; each of its bugs takes something away, and 
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -246,6 +247,77 @@ def test_wgmma_without(ptx: Any, changes: dict[str, str], threads: int, expected
     run(ptx, filled(WGMMA, WGMMA_PARTS, **changes), threads, torch.zeros(4), 512)
     found = kinds(ptx)
     assert found & expected, f"reported {found}"
+
+
+# Copies 16 KiB of operands, multiplies, and stores the 16 accumulators of each thread.
+MULTIPLY = """
+.reg .b64 %a, %b; .reg .f32 %d<16>;
+.shared .align 1024 .b8 operands[16384];
+mov.u32 %r10, operands; shl.b32 %r11, %r1, 4; add.s32 %r12, %r10, %r11;
+mul.wide.u32 %rd5, %r1, 16; add.s64 %rd6, %rd2, %rd5;
+COPY
+fence.proxy.async.shared::cta;
+bar.sync 0;
+shr.u32 %r13, %r10, 4; cvt.u64.u32 %rd7, %r13;
+add.s64 %a, %rd7, A; add.s64 %b, %rd7, B;
+ZERO
+setp.ne.u32 %p3, %r1, %r1;
+wgmma.fence.sync.aligned;
+wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {ACCUMULATORS}, %a, %b, %p3, 1, 1, TRANSPOSED;
+wgmma.commit_group.sync.aligned;
+wgmma.wait_group.sync.aligned 0;
+mul.wide.u32 %rd8, %r1, 64; add.s64 %rd9, %rd1, %rd8;
+STORE
+"""
+ACCUMULATORS = [f"%d{r}" for r in range(16)]
+B_AT = 8192
+
+
+def place(row: int, k: int, swizzle: int, transposed: bool) -> int:
+    """The byte at which an operand has (row, k), of 16 columns: CUTLASS's canonical layouts
+    (make_gmma_desc), groups of eight lines one after another."""
+    line, along = (k, 2 * row) if transposed else (row, 2 * k)
+    at = line // 8 * 8 * swizzle + line % 8 * swizzle + along % swizzle
+    at += along // swizzle * 16 * swizzle  # behind both groups of the 16 lines along k
+    return at ^ (at >> 3 & swizzle - 16)
+
+
+def descriptor(at: int, swizzle: int) -> int:
+    mode = {128: 1, 64: 2, 32: 3}[swizzle]
+    return at >> 4 | swizzle << 16 | (8 * swizzle >> 4) << 32 | mode << 62
+
+
+@pytest.mark.parametrize("swizzle", [32, 64, 128])
+@pytest.mark.parametrize("transposed_b", [False, True], ids=["b-along-k", "b-along-n"])
+@pytest.mark.parametrize("transposed_a", [False, True], ids=["a-along-k", "a-along-m"])
+def test_wgmma_operands(ptx: Any, transposed_a: bool, transposed_b: bool, swizzle: int) -> None:
+    """Operands along k and across it; narrow swizzles need more than one line for 64 of m."""
+    a, b = torch.randn(64, 16).bfloat16(), torch.randn(32, 16).bfloat16()
+    image = torch.zeros(8192, dtype=torch.bfloat16)
+    for values, transposed, start in ((a, transposed_a, 0), (b, transposed_b, B_AT)):
+        for row in range(values.shape[0]):
+            for k in range(16):
+                image[(start + place(row, k, swizzle, transposed)) // 2] = values[row, k]
+    lines = {
+        "COPY": "\n".join(
+            f"ld.global.v4.b32 {{%r20, %r21, %r22, %r23}}, [%rd6+{at}];"
+            f"st.shared.v4.b32 [%r12+{at}], {{%r20, %r21, %r22, %r23}};"
+            for at in range(0, 16384, 2048)
+        ),
+        "A": hex(descriptor(0, swizzle)),
+        "B": hex(descriptor(B_AT, swizzle)),
+        "ZERO": "".join(f"mov.f32 {d}, 0f00000000;" for d in ACCUMULATORS),
+        "STORE": "".join(f"st.global.f32 [%rd9+{4 * r}], {d};" for r, d in enumerate(ACCUMULATORS)),
+        "TRANSPOSED": f"{int(transposed_a)}, {int(transposed_b)}",
+    }
+    body = MULTIPLY.replace("{ACCUMULATORS}", f"{{{', '.join(ACCUMULATORS)}}}")
+    body = re.sub(r"\b(COPY|A|B|ZERO|STORE|TRANSPOSED)\b", lambda m: lines[m[1]], body)
+    stored = run(ptx, body, 128, image, 2048).view(4, 8, 4, 4, 2, 2)
+    assert kinds(ptx) == set()
+    # warp, lane / 4, lane % 4; columns / 8, half of the rows, column of a pair
+    got = stored.permute(0, 4, 1, 3, 2, 5).reshape(64, 32)
+    want = a.double() @ b.double().t()
+    assert torch.allclose(got.double(), want, rtol=1e-6, atol=1e-6)
 
 
 def test_elect_mapa_and_clusters_of_one(ptx: Any) -> None:
