@@ -141,27 +141,50 @@ def run_moe_permute(d: Device) -> None:
 RUNS = {name.removeprefix("run_"): f for name, f in list(globals().items()) if name[:4] == "run_"}
 
 
-# Sizes that fill no tile, and depths above the pipeline's.
-GEMM_SHAPE = (130, 136, 264)
-
-
+# Sizes that fill no tile; depths above the pipeline's, and of one stage, where the pipeline's other
+# copies, of zeros, are still under way when the epilogue begins.
 def gemm_linear_bias(d: Device) -> None:
-    m, n, k = GEMM_SHAPE
-    x, w, b = (d.random(*shape, dtype=torch.bfloat16) for shape in ((m, k), (n, k), (n,)))
-    d.core.linear_bias(x, w, b, d.empty(m, n, dtype=torch.bfloat16))
+    for m, n, k, biased in ((130, 136, 264, True), (70, 72, 24, False)):
+        x, w, b = (d.random(*shape, dtype=torch.bfloat16) for shape in ((m, k), (n, k), (n,)))
+        d.core.linear_bias(x, w, b if biased else None, d.empty(m, n, dtype=torch.bfloat16))
 
 
 def gemm_linear_weight_grad(d: Device) -> None:
-    m, n, k = GEMM_SHAPE
-    dy, x = (d.random(m, size, dtype=torch.bfloat16) for size in (n, k))
-    d.core.linear_weight_grad(dy, x, d.random(n, k))
+    for m, n, k in ((130, 136, 264), (24, 72, 72)):
+        dy, x = (d.random(m, size, dtype=torch.bfloat16) for size in (n, k))
+        d.core.linear_weight_grad(dy, x, d.random(n, k))
+
+
+def gemm_linear_bias_gelu(d: Device) -> None:
+    for m, n, k in ((130, 136, 264), (70, 72, 24)):
+        x, w, b = (d.random(*shape, dtype=torch.bfloat16) for shape in ((m, k), (n, k), (n,)))
+        y, pre = (d.empty(m, n, dtype=torch.bfloat16) for _ in range(2))
+        d.core.linear_bias_gelu(x, w, b, y, pre)
+
+
+def gemm_linear_swiglu(d: Device) -> None:
+    for m, n, k in ((130, 136, 264), (70, 72, 24)):
+        x, wg, wu = (d.random(*shape, dtype=torch.bfloat16) for shape in ((m, k), (n, k), (n, k)))
+        gate, up, y = (d.empty(m, n, dtype=torch.bfloat16) for _ in range(3))
+        d.core.linear_swiglu(x, wg, wu, gate, up, y)
+
+
+def gemm_grouped_linear(d: Device) -> None:
+    """Groups of many tokens, of one and of none; a block has several tiles."""
+    for sizes, n, k in (((70, 0, 1, 130), 136, 264), ((3, 140), 72, 24)):
+        m, groups = sum(sizes), len(sizes)
+        x, w = (d.random(*shape, dtype=torch.bfloat16) for shape in ((m, k), (groups, n, k)))
+        offsets = d.put(torch.tensor([0, *sizes]).cumsum(0))
+        words = d.core.grouped_workspace_bytes(groups) // 8 + 1
+        y = d.empty(m, n, dtype=torch.bfloat16)
+        d.core.grouped_linear(x, w, offsets, y, d.empty(words, dtype=torch.int64))
 
 
 def gemm_linear_bias_sm90(d: Device) -> None:
     """The kernel for sm_90a: more tiles than blocks, depths below and above the pipeline's."""
-    for m, n, k in ((130, 264, 520), (67, 136, 96)):
+    for m, n, k, biased in ((130, 264, 520, True), (67, 136, 96, False)):
         x, w, b = (d.random(*shape, dtype=torch.bfloat16) for shape in ((m, k), (n, k), (n,)))
-        d.core.linear_bias(x, w, b, d.empty(m, n, dtype=torch.bfloat16))
+        d.core.linear_bias(x, w, b if biased else None, d.empty(m, n, dtype=torch.bfloat16))
 
 
 # The emulated device, where it is not the default.

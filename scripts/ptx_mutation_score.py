@@ -6,9 +6,8 @@ Each operator below is applied to every statement of every kernel that an op's r
 a time. A load or store one access too far may stay within the tensor, and without a store to shared
 memory older data may be there, to which no checker can object: if values differ, that is counted
 apart. Every other mutant must be reported. Mutants that can change nothing are listed, with the
-reason, in mutants.toml ([[ptx_equivalent]]); an entry there that fits none is an error, too.
-Without --op the operators' kernels are mutated, not the products'. Runs on what
-`pytest tests/ops -k "ptx or gemm"` builds.
+reason, in mutants.toml ([[ptx_equivalent]]); an entry there, or a number in one, that fits none is
+an error, too. Runs on what `pytest tests/ops -k "ptx or gemm"` builds.
 """
 
 from __future__ import annotations
@@ -171,9 +170,13 @@ def fits(entry: dict[str, Any], op: str, mutant: Mutant) -> bool:
     )
 
 
+def module_of(op: str) -> str:
+    return "_emulated_ptx" if op in RUNS else "_emulated_gemm"
+
+
 def score(op: str, operators: str, equivalents: list[dict[str, Any]]) -> Counter[str]:
     """How many mutants came to which verdict."""
-    name = "_emulated_ptx" if op in RUNS else "_emulated_gemm"
+    name = module_of(op)
     (library,) = BUILT.glob(f"{name}.*.so")
     core = load(name, library)
     for text in {core.ptx_text(kernel) for kernel in core.ptx_kernels()}:
@@ -200,7 +203,7 @@ def score(op: str, operators: str, equivalents: list[dict[str, Any]]) -> Counter
         ):
             verdict, text = "of values alone", "other values"
         elif known:
-            known[0]["used"] = True
+            known[0].setdefault("used", set()).add(mutant.nth)
             verdict, text = "equivalent", f"equivalent: {known[0]['reason']}"
         else:
             verdict, text = "missed", f"NOT REPORTED ({mutant.kernel})"
@@ -215,20 +218,20 @@ def main() -> int:
     parser.add_argument("--operator", default="", help="only those whose name contains this")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # a forked child cannot use its parent's OpenMP threads
-    if not list(BUILT.glob("_emulated_ptx.*.so")):
+    ops = [arguments.op] if arguments.op else [*RUNS, *GEMM_RUNS]
+    if not all(list(BUILT.glob(f"{module_of(op)}.*.so")) for op in ops):
         print("error: the PTX emulator is not built", file=sys.stderr)
         print('hint: pytest tests/ops -k "ptx or gemm"', file=sys.stderr)
         return 2
     entries = tomllib.loads((ROOT / "scripts/mutants.toml").read_text()).get("ptx_equivalent", [])
-    # The products are for whoever names them: not all of their mutants are judged yet.
-    ops = [arguments.op] if arguments.op else list(RUNS)
     verdicts: Counter[str] = Counter()
     for op in ops:
         verdicts += score(op, arguments.operator, entries)
     unused = [
-        e
+        (e["op"], e["operator"], nth)
         for e in entries
-        if "used" not in e and e["op"] in ops and arguments.operator in e["operator"]
+        for nth in e["nth"]
+        if nth not in e.get("used", ()) and e["op"] in ops and arguments.operator in e["operator"]
     ]
     for entry in unused:
         print(f"error: an equivalent mutant that is none: {entry}", file=sys.stderr)
