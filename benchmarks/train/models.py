@@ -33,14 +33,14 @@ ARCH = {
 Step = Callable[[torch.Tensor], Any]
 
 
-def fastllm(dtype: str, *, compiled: bool = False) -> Step:
+def fastllm(dtype: str, *, compiled: bool = False, engine: str = "auto") -> Step:
     """The trainer's own engine, as ``fastllm-train run`` steps it; ``speed.compile``."""
     import numpy as np
 
     from fastllm_train.config import build_config
     from fastllm_train.data import MicroBatch
     from fastllm_train.distributed import Place, join
-    from fastllm_train.engine_deepspeed import DeepSpeedEngine
+    from fastllm_train.engine_choice import build_engine
 
     config = build_config(
         {
@@ -48,19 +48,19 @@ def fastllm(dtype: str, *, compiled: bool = False) -> Step:
             "parallel": {"zero_stage": 0},
             "batch": {"micro": MICRO, "global": MICRO, "seq_len": SEQ_LEN},
             "precision": {"dtype": dtype},
-            "speed": {"recompute_elementwise": True, "compile": compiled},
+            "speed": {"recompute_elementwise": True, "compile": compiled, "engine": engine},
         }
     )
     alone()
     join(Place(0, 1, 0, 1), "cpu")
-    engine = DeepSpeedEngine(config, config.model.resolve(), "cpu")
+    trainer = build_engine(config, config.model.resolve(), "cpu")
     positions = np.tile(np.arange(SEQ_LEN), (MICRO, 1))
     mask = np.ones((MICRO, SEQ_LEN), dtype=np.float32)
 
     def step(tokens: torch.Tensor) -> None:
         ids = tokens.numpy()
         batch = MicroBatch(ids, np.roll(ids, -1, 1), mask, positions)
-        engine.train_step([batch], 1e-4, stop=False)
+        trainer.train_step([batch], 1e-4, stop=False)
 
     return step
 
@@ -258,6 +258,7 @@ def megatron_core(dtype: str) -> Step:
 BUILDERS: dict[str, Callable[[str], Step]] = {
     "fastllm": fastllm,
     "fastllm_compile": lambda dtype: fastllm(dtype, compiled=True),
+    "fastllm_deepspeed": lambda dtype: fastllm(dtype, engine="deepspeed"),
     "fastllm_loop": fastllm_loop,
     "fastllm_torch": fastllm_torch,
     "hf": hugging_face,

@@ -35,7 +35,7 @@ POISON_AT = 5 * GLOBAL  # consumed samples: the sixth step
 
 
 def run(name: str, config: Config) -> str:
-    read_step, engine = loop.read_step, loop.DeepSpeedEngine
+    read_step, build = loop.read_step, loop.build_engine
 
     def poisoned(source: Any, consumed: int, *rest: Any) -> Any:
         batches = read_step(source, consumed, *rest)
@@ -61,14 +61,14 @@ def run(name: str, config: Config) -> str:
     }
     loop.read_step = readers.get(name.split()[0], read_step)
     engines = {"infinite": InfiniteGradient, "full": FullDisk}
-    loop.DeepSpeedEngine = engines.get(name.split()[0], engine)
+    loop.build_engine = engines.get(name.split()[0], build)
     try:
         ending = loop.train(config, config.model.resolve(), "cpu", loop.StopRequest())
         return f"step {ending.step}"
     except (UserError, PeerError) as error:
         return f"{type(error).__name__}: {error}"
     finally:
-        loop.read_step, loop.DeepSpeedEngine = read_step, engine
+        loop.read_step, loop.build_engine = read_step, build
         leave_locks()  # another run of this process may go on in the folder
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 

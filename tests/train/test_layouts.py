@@ -97,9 +97,9 @@ def test_experts_are_not_written_in_deepspeed_s_format() -> None:
     table = {"parallel": {"dp": 2, "ep": 2, "zero_stage": 1}, "model": {"arch": MIXTRAL}}
     config = tiny_config(**table)
     refuse(config, config.model.resolve())
-    assert written_format(config.checkpoint, config.parallel) == "portable"
-    assert written_format(config.checkpoint, ParallelConfig(pp=2)) == "portable"
-    assert written_format(config.checkpoint, ParallelConfig(tp=2)) == "deepspeed"
+    assert written_format(config) == "portable"
+    assert written_format(tiny_config(parallel={"pp": 2})) == "portable"
+    assert written_format(tiny_config(parallel={"tp": 2})) == "deepspeed"
     config = tiny_config(**table, checkpoint={"format": "deepspeed"})
     with pytest.raises(UserError, match="DeepSpeed's checkpoints do not hold"):
         refuse(config, config.model.resolve())

@@ -107,7 +107,8 @@ class PackedSamples:
 
 
 def tiny_config(**sections: dict[str, Any]) -> Config:
-    """A config of the tiny model; ``sections`` are merged over defaults that make clipping act."""
+    """A config of the tiny model; ``sections`` are merged over defaults that make clipping act.
+    Through DeepSpeed, unless they say so: ``test_engine_torch`` has the other engine's layouts."""
     table: dict[str, dict[str, Any]] = {
         "model": {"arch": TINY},
         "parallel": {"dp": 1, "zero_stage": 0},
@@ -115,6 +116,7 @@ def tiny_config(**sections: dict[str, Any]) -> Config:
         "data": {"source": "synthetic"},
         "optim": {"name": "sgd", "lr": 1.0, "clip": 0.1, "weight_decay": 0.0},
         "schedule": {"kind": "constant", "steps": 5},
+        "speed": {"engine": "deepspeed"},
         "run": {"device": "cpu", "out": "unused"},
     }
     for name, values in sections.items():

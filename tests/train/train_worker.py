@@ -20,6 +20,7 @@ from train_layouts import Trajectory, samples_of
 
 from fastllm_train.config import Config, build_config, to_table
 from fastllm_train.data import read_step
+from fastllm_train.engine_choice import build_engine
 from fastllm_train.portable import PortableCheckpoint, is_portable
 from fastllm_train.schedule import learning_rate
 from fastllm_train.tensor_parallel.apply import copies_differ
@@ -87,15 +88,13 @@ def planted(name: str) -> Iterator[None]:
 def _run(name: str, config: Config) -> dict[str, Any]:
     """All steps. "save…" writes a checkpoint into run.out after SAVE_AT steps; "load…" starts from
     that one; a plant's name before a colon does that wrong."""
-    from fastllm_train.engine_deepspeed import DeepSpeedEngine
-
     spec = config.model.resolve()
     source = samples_of(config, spec)
     folder = Path(config.run.out) / f"global_step{SAVE_AT}"
     action = name.split(":")[-1].strip()
     loading = action.startswith("load")
     start = PortableCheckpoint(folder, spec) if loading and is_portable(folder) else None
-    engine = DeepSpeedEngine(config, spec, "cpu", start)
+    engine: Any = build_engine(config, spec, "cpu", start)
     first = 1
     if loading:
         state = engine.load(folder)
@@ -128,9 +127,9 @@ def _copies_that_differ(engine: Any) -> int:
     count = 0
     mesh: Any = engine._mesh
     if mesh.tp > 1:
-        for param, named in engine._parameters():
+        for param, named in engine._state.parameters():
             master = engine._states.weight(named)
-            own = [] if engine._stage == 3 else [named.detach()]
+            own = [] if getattr(named, "ds_shape", None) else [named.detach()]
             count += sum(copies_differ(engine._spec, mesh, param, x) for x in (master, *own))
     total = torch.tensor(count)
     torch.distributed.all_reduce(total)

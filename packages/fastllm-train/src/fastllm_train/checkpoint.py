@@ -15,11 +15,14 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from fastllm_train.engine_choice import chosen_engine
 from fastllm_train.errors import UserError
-from fastllm_train.layout import ParallelConfig
 from fastllm_train.run_folder import fsync_folder, write_atomically
+
+if TYPE_CHECKING:
+    from fastllm_train.config import Config
 
 SAVING = ".saving"
 REMOVING = ".removing"
@@ -33,7 +36,8 @@ class CheckpointConfig:
     """``every`` steps (0: only at the end); ``keep_last`` 0 keeps all.
 
     ``format``: "deepspeed" is DeepSpeed's own, resumed in the same layout only; "portable" is
-    layout-free (``portable.py``); "auto" is DeepSpeed's where that can hold the layout.
+    layout-free (``portable.py``); "auto" is DeepSpeed's where its engine trains and its files can
+    hold the layout.
     ``background``: training goes on while a portable checkpoint is written.
     """
 
@@ -48,12 +52,15 @@ class CheckpointConfig:
                 raise UserError(f"checkpoint.{name}={getattr(self, name)} is negative")
 
 
-def written_format(config: CheckpointConfig, parallel: ParallelConfig) -> str:
-    """ "deepspeed" or "portable". DeepSpeed's files cannot hold experts shared out over ranks;
-    those of pipeline stages are resumed from and converted, but no tool of DeepSpeed reads them."""
-    if config.format != "auto":
-        return config.format
-    return "portable" if parallel.ep > 1 or parallel.pp > 1 else "deepspeed"
+def written_format(config: Config) -> str:
+    """ "deepspeed" or "portable". DeepSpeed alone writes its files. They cannot hold experts shared
+    out over ranks; those of pipeline stages are resumed from and converted, but no tool of
+    DeepSpeed reads them."""
+    if config.checkpoint.format != "auto":
+        return config.checkpoint.format
+    if chosen_engine(config) == "torch" or config.parallel.ep > 1 or config.parallel.pp > 1:
+        return "portable"
+    return "deepspeed"
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,15 @@ def import_deepspeed(device: str) -> ModuleType:
     return deepspeed
 
 
+def take_over_process_group(deepspeed: ModuleType) -> None:
+    """DeepSpeed's collectives go through the process group that the job has joined."""
+    import torch.distributed as dist
+
+    deepspeed.init_distributed(
+        dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False
+    )
+
+
 def allow_fp16_on_cpu() -> None:
     """DeepSpeed 0.19 refuses fp16 where the CPU has no instructions for it. torch computes it on
     any, slowly: enough to try a run out."""

@@ -73,27 +73,22 @@ def pick_device(wanted: str) -> str:
 
 
 def join(place: Place, device: str, longest_wait_s: float = 0.0) -> None:
-    """Set threads and device, then enter the process group through DeepSpeed. Its operations give
-    up after ten minutes, or later than the watchdog, whose longest time-out is
-    ``longest_wait_s``."""
+    """Set threads and device, then enter the process group. Its operations give up after ten
+    minutes, or later than the watchdog, whose longest time-out is ``longest_wait_s``."""
     import torch
+    import torch.distributed as dist
 
     torch.set_num_threads(threads_per_process(os.environ, place.local_world_size))
     if device == "cuda":
         torch.cuda.set_device(place.local_rank)
-    from fastllm_train.deepspeed_setup import import_deepspeed
-
     backend = "nccl" if device == "cuda" else "gloo"
     timeout = max(TIMEOUT, timedelta(seconds=MARGIN * longest_wait_s))
     if _restarted_by_torchrun(os.environ):
         _join_anew(place, backend, timeout)
-    deepspeed = import_deepspeed(device)
-    deepspeed.init_distributed(  # takes over a process group that is there
-        dist_backend=backend,
-        auto_mpi_discovery=False,
-        verbose=False,
-        timeout=timeout,
-    )
+    else:
+        dist.init_process_group(
+            backend, rank=place.rank, world_size=place.world_size, timeout=timeout
+        )
 
 
 def _restarted_by_torchrun(env: Mapping[str, str]) -> bool:

@@ -3,55 +3,49 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
-from fastllm_planner.arch import ArchSpec, ParamSpec, iter_params
+from fastllm_planner.arch import ArchSpec, ParamSpec
 from fastllm_train.checkpoint import written_format
 from fastllm_train.config import Config
-from fastllm_train.context_parallel import cut_context, part_of_sequence
+from fastllm_train.context_parallel import cut_context
 from fastllm_train.data import MicroBatch
 from fastllm_train.deepspeed_config import deepspeed_config, effective_zero_stage
-from fastllm_train.deepspeed_setup import allow_fp16_on_cpu, import_deepspeed, torch_writes
-from fastllm_train.deepspeed_states import MOMENTS, EngineStates
+from fastllm_train.deepspeed_setup import (
+    allow_fp16_on_cpu,
+    import_deepspeed,
+    take_over_process_group,
+    torch_writes,
+)
+from fastllm_train.deepspeed_states import EngineStates
 from fastllm_train.engine import Judge, StepOutcome, accept_all
+from fastllm_train.engine_state import PartState
+from fastllm_train.engine_step import StepClock, any_rank, batch_tensors, global_sum, global_weight
 from fastllm_train.expert_parallel import mark_experts
 from fastllm_train.mesh import build_mesh
 from fastllm_train.model_part import (
     activation_shape,
     build_part,
-    embedding_weight,
     materialise,
     owners,
+    tie_ends,
     whole_model,
 )
 from fastllm_train.models.decoder import TrainingModel
 from fastllm_train.models.initialise import initialise
-from fastllm_train.optimizer import ask_before_update, build_optimizer, parameter_groups
+from fastllm_train.optimizer import MOMENTS, ask_before_update, build_optimizer, parameter_groups
 from fastllm_train.pipeline.exchange import Exchange
 from fastllm_train.pipeline.run import Runner
 from fastllm_train.pipeline.stage import PipelineStage
-from fastllm_train.pipeline.tied import TiedEmbedding
-from fastllm_train.portable import (
-    PortableCheckpoint,
-    WholeState,
-    is_portable,
-    write_description,
-    write_share,
-)
-from fastllm_train.tensor_parallel.apply import (
-    cut_to_rank,
-    join_from_ranks,
-    mark_counted,
-)
+from fastllm_train.portable import PortableCheckpoint, is_portable
+from fastllm_train.tensor_parallel.apply import cut_to_rank, mark_counted
 
 STATE_KEY = "fastllm"
 
@@ -73,13 +67,13 @@ class DeepSpeedEngine:
         ``weights``: whole tensors to start a new run from (None: drawn at random). ``progress``
         hears of every part of a step that is done."""
         deepspeed = import_deepspeed(device)
+        take_over_process_group(deepspeed)
         if config.precision.dtype == "fp16" and device == "cpu":
             allow_fp16_on_cpu()
         self._spec = spec
         self._start = start
         self._progress = progress
-        self._optimizer_name = config.optim.name
-        self._portable = written_format(config.checkpoint, config.parallel) == "portable"
+        self._portable = written_format(config) == "portable"
         self._device = torch.device(device)
         self._stage, _ = effective_zero_stage(config)
         self._norm: float | None = None  # of a step without ZeRO
@@ -89,16 +83,13 @@ class DeepSpeedEngine:
         self._seed, self._weights = config.run.seed, weights
         self._gather: Callable[[torch.nn.Parameter], Any] | None = None  # ZeRO-3's shards
         self._mesh = build_mesh(config.parallel)
-        self._owners = owners(config, spec)
         settings = deepspeed_config(config)
         self._model: TrainingModel | PipelineStage
         self._model, tied_copy = self._build(config, settings)
         shape, dtype = activation_shape(config, spec), config.precision.torch_dtype
         self._exchange = Exchange(self._mesh, shape, dtype, self._device)
-        self._tied: TiedEmbedding | None = None
-        if spec.tied_embeddings and config.parallel.pp > 1:
-            embedding = embedding_weight(self._model)
-            self._tied = TiedEmbedding(self._mesh, self._exchange, embedding, tied_copy)
+        self._tied = tie_ends(self._model, tied_copy, self._mesh, self._exchange)
+        if self._tied is not None:
             self._tied.share_weight()
         groups = parameter_groups(self._model.named_parameters(), config.optim.weight_decay)
         optimizer = build_optimizer(config.optim, groups)
@@ -110,8 +101,11 @@ class DeepSpeedEngine:
             mpu=self._mesh,
             dist_init_required=False,
         )
-        self._states = EngineStates(self._engine, self._stage, MOMENTS[config.optim.name])
+        moments = MOMENTS[config.optim.name]
+        self._states = EngineStates(self._engine, self._stage, moments)
         self._states.never_give_up_scaling()
+        whole = (self._device, self._model, self._states, owners(config, spec), moments)
+        self._state = PartState(spec, self._mesh, *whole)
 
     def _build(
         self, config: Config, settings: dict[str, Any]
@@ -158,9 +152,9 @@ class DeepSpeedEngine:
         """One step. Gradients are those of Σ w·loss / Σ w over the **global** batch: weights are
         summed over ranks first, so accumulation and data parallelism change nothing."""
         parallel = self._mesh.parallel
-        clock = _Clock(self._progress)
+        clock = StepClock(self._progress)
         tensors = [self._tensors(batch) for batch in batches]
-        weight = max(self._weight(tensors), 1.0)
+        weight = max(global_weight(tensors, self._mesh, self._device), 1.0)
         # DeepSpeed averages over the ranks of the data group; this makes it the global mean.
         scale = parallel.dp * parallel.cp / weight
         self._norm, self._verdict = None, None
@@ -169,7 +163,7 @@ class DeepSpeedEngine:
 
         def end_backward(last: bool) -> None:
             if last:
-                step.loss = self._global_sum([float(step.total)])[0] / weight
+                step.loss = self._sum(step.total) / weight
                 self._judge = lambda: judge(step.loss, self._grad_norm(), loss_scale)
             self._end_backward(step, last)
 
@@ -185,7 +179,7 @@ class DeepSpeedEngine:
         self._exchange.finish()
         updated = bool(self._verdict) and not self._overflowed()
         self._updates += updated
-        asked = self._any_rank(stop)
+        asked = any_rank(stop, self._device)
         clock.lap("optimizer")
         norm = self._grad_norm()
         return StepOutcome(step.loss, norm, asked, clock.seconds, updated, loss_scale)
@@ -197,7 +191,7 @@ class DeepSpeedEngine:
         total = runner.evaluate(tensors)
         self._exchange.finish()
         self._engine.train()
-        return self._global_sum([float(total)])[0], self._weight(tensors)
+        return self._sum(total), global_weight(tensors, self._mesh, self._device)
 
     def _runner(
         self,
@@ -247,10 +241,6 @@ class DeepSpeedEngine:
         """DeepSpeed left the update out because a gradient is not finite."""
         return bool(getattr(self._engine.optimizer, "overflow", False))
 
-    def _weight(self, tensors: Sequence[Sequence[torch.Tensor]]) -> float:
-        """Σ of the loss mask over the global batch."""
-        return self._global_sum([sum(float(t[3].sum()) for t in tensors)])[0]
-
     def save(self, folder: Path, state: Mapping[str, Any]) -> None:
         if not self._portable:
             rng = {"rng": torch.get_rng_state()}
@@ -265,16 +255,7 @@ class DeepSpeedEngine:
         self.snapshot(state)(folder)
 
     def snapshot(self, state: Mapping[str, Any]) -> Callable[[Path], None]:
-        rank, world_size = dist.get_rank(), dist.get_world_size()
-        state = self._complete(state)
-        share = [s for s in self._whole_states() if self._owners[s.name] == rank]
-
-        def write(folder: Path) -> None:
-            write_share(folder, share, rank, world_size)
-            if rank == 0:
-                write_description(folder, self._spec, state, self._owners, world_size)
-
-        return write
+        return self._state.snapshot(self._complete(state))
 
     def _complete(self, state: Mapping[str, Any]) -> dict[str, Any]:
         scaler = self._states.loss_scaler_state()
@@ -299,73 +280,25 @@ class DeepSpeedEngine:
         return state[STATE_KEY]
 
     def master_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        held = {p.name: self._joined(p, self._states.weight(v)) for p, v in self._parameters()}
-        for param in iter_params(self._spec):
-            if param.tied_to is None:
-                whole = held.get(param.name)
-                if whole is None:
-                    whole = torch.empty(param.shape)
-                if self._mesh.parallel.pp > 1 or self._mesh.parallel.ep > 1:
-                    whole = whole.to(self._device)
-                    dist.broadcast(whole, src=self._owners[param.name])
-                yield param.name, whole.cpu()
+        return self._state.master_parameters()
 
     def _load_portable(self, folder: Path) -> dict[str, Any]:
         start = self._start
         if start is None or start.folder != folder:  # going back in the middle of a run
             start = PortableCheckpoint(folder, self._spec)
             self._fill(start.weight)
-        self._start, state = None, start.state
-        self._states.begin_restore(state.get("optimizer_steps", state["step"]))
-        for param, named in self._parameters():
-            moments = start.moments(param, MOMENTS[self._optimizer_name])
-            values = {
-                key: cut_to_rank(self._spec, self._mesh, param, value).to(self._device)
-                for key, value in moments.items()
-            }
-            weight = cut_to_rank(self._spec, self._mesh, param, start.weight(param))
-            self._states.restore(named, weight.to(self._device), values)
+        self._start = None
+        self._state.restore(start)
         if self._tied is not None:
             self._tied.share_weight()
             self._exchange.finish()
-        return state
-
-    def _whole_states(self) -> Iterator[WholeState]:
-        self._states.link()
-        for param, named in self._parameters():
-            weight = self._joined(param, self._states.weight(named))
-            moments = self._states.moments(named)
-            whole = {key: self._joined(param, value) for key, value in moments.items()}
-            yield WholeState(param.name, weight, whole)
-
-    def _parameters(self) -> Iterator[tuple[ParamSpec, torch.nn.Parameter]]:
-        by_name = {p.name: p for p in iter_params(self._spec)}
-        return ((by_name[name], param) for name, param in self._model.named_parameters())
-
-    def _joined(self, param: ParamSpec, part: torch.Tensor) -> torch.Tensor:
-        return join_from_ranks(self._spec, self._mesh, param, part).cpu()
+        return start.state
 
     def _tensors(self, batch: MicroBatch) -> list[torch.Tensor]:
-        """Tokens, positions, labels and mask of this rank's part of the sequences."""
-        arrays = (batch.tokens, batch.position_ids, batch.labels, batch.loss_mask)
-        return [
-            torch.from_numpy(np.ascontiguousarray(part_of_sequence(a, self._mesh))).to(
-                self._device, non_blocking=True
-            )
-            for a in arrays
-        ]
+        return batch_tensors(batch, self._mesh, self._device)
 
-    def _global_sum(self, values: Sequence[float]) -> list[float]:
-        """Sums over tokens: the last stage's ranks have them, tensor-parallel ones in copies."""
-        counts = self._mesh.last_stage and self._mesh.tp_rank == 0
-        packed = torch.tensor(values, dtype=torch.float64, device=self._device) * counts
-        dist.all_reduce(packed)
-        return packed.tolist()
-
-    def _any_rank(self, asked: bool) -> bool:
-        flag = torch.tensor(float(asked), device=self._device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag)
+    def _sum(self, total: torch.Tensor | float) -> float:
+        return global_sum([float(total)], self._mesh, self._device)[0]
 
     def _norm_of_gradients(self) -> float:
         """ZeRO-0 reports no norm. The gradients are already reduced over the replicas; of a tensor
@@ -385,7 +318,7 @@ class _Step:
 
     lr: float
     left: int
-    clock: _Clock
+    clock: StepClock
     loss: float = 0.0
     total: torch.Tensor | float = 0.0
 
@@ -398,18 +331,3 @@ class _Step:
             return result
 
         return counted
-
-
-class _Clock:
-    """Seconds per phase; on CUDA a phase's end is its kernels' end only at the step's end."""
-
-    def __init__(self, progress: Callable[[str], None]) -> None:
-        self.seconds: dict[str, float] = {}
-        self._progress = progress
-        self._last = time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
-        self._last = now
-        self._progress(phase)

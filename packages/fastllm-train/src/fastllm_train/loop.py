@@ -18,7 +18,7 @@ from fastllm_train.coordination import on_rank_0, say
 from fastllm_train.data import read_step
 from fastllm_train.distributed import runtime_line
 from fastllm_train.engine import Engine, StepOutcome
-from fastllm_train.engine_deepspeed import DeepSpeedEngine
+from fastllm_train.engine_choice import build_engine
 from fastllm_train.errors import PeerError, UserError
 from fastllm_train.evaluation import mean_loss, validation_batches
 from fastllm_train.metrics import (
@@ -93,7 +93,7 @@ def train(
         say(f"attention: {name_of_core(core)}")
     timeout = config.run.hang_timeout_s
     watchdog = Watchdog(folder.root, rank, dist.get_world_size(), timeout)
-    engine: Engine = DeepSpeedEngine(config, spec, device, start, weights, watchdog.note)
+    engine: Engine = build_engine(config, spec, device, start, weights, watchdog.note)
     step, consumed = 0, 0
     if found.path is not None:
         state = engine.load(found.path)

@@ -19,8 +19,10 @@ from fastllm_train.mesh import Mesh
 from fastllm_train.models.attention_core import attention_core
 from fastllm_train.models.decoder import Decoder, TrainingModel, assert_parameters
 from fastllm_train.models.kernels import kernels_of
+from fastllm_train.pipeline.exchange import Exchange
 from fastllm_train.pipeline.split import split_layers, stage_of
 from fastllm_train.pipeline.stage import PipelineStage, cut_to_stage
+from fastllm_train.pipeline.tied import TiedEmbedding
 from fastllm_train.tensor_parallel.apply import parallelise
 
 
@@ -102,6 +104,17 @@ def embedding_weight(part: TrainingModel | PipelineStage) -> nn.Parameter | None
         if name == "model.embed_tokens.weight":
             return param
     return None
+
+
+def tie_ends(
+    part: TrainingModel | PipelineStage, copy: torch.Tensor | None, mesh: Mesh, exchange: Exchange
+) -> TiedEmbedding | None:
+    """What keeps a tied embedding on two stages one; None where it is not. ``copy``: that of
+    ``materialise``."""
+    spec: ArchSpec = part.spec
+    if not spec.tied_embeddings or mesh.parallel.pp == 1:
+        return None
+    return TiedEmbedding(mesh, exchange, embedding_weight(part), copy)
 
 
 def activation_shape(config: Config, spec: ArchSpec) -> tuple[int, ...]:

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     import torch
 
 
+# By torch's names.
+MOMENTS: dict[str, tuple[str, ...]] = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ()}
+
+
 @dataclass(frozen=True)
 class OptimConfig:
     """``weight_decay`` is decoupled (Loshchilov & Hutter 2017, arXiv:1711.05101) and acts on

@@ -8,6 +8,7 @@ from __future__ import annotations
 from fastllm_planner.arch import ArchSpec
 from fastllm_train.checkpoint import written_format
 from fastllm_train.config import Config
+from fastllm_train.engine_choice import chosen_engine, only_deepspeed
 from fastllm_train.errors import UserError
 from fastllm_train.models.supported import check_supported
 
@@ -15,6 +16,7 @@ from fastllm_train.models.supported import check_supported
 def refuse(config: Config, spec: ArchSpec) -> None:
     """``UserError`` for the first rule that ``config`` breaks."""
     check_supported(spec)
+    _engine(config)
     _sizes(config, spec)
     _pipeline(config, spec)
     _tensor_parallel(config, spec)
@@ -23,6 +25,15 @@ def refuse(config: Config, spec: ArchSpec) -> None:
     _zero(config)
     _compile(config, spec)
     _checkpoint(config)
+
+
+def _engine(config: Config) -> None:
+    reason = only_deepspeed(config)
+    if config.speed.engine == "torch" and reason:
+        raise UserError(
+            f'speed.engine="torch": {reason} is DeepSpeed\'s',
+            hint='set speed.engine="auto", or change the other',
+        )
 
 
 def _sizes(config: Config, spec: ArchSpec) -> None:
@@ -96,9 +107,10 @@ def _context(config: Config, spec: ArchSpec) -> None:
 def _compile(config: Config, spec: ArchSpec) -> None:
     if not config.speed.compile:
         return
+    gathers = config.parallel.zero_stage == 3 and chosen_engine(config) == "deepspeed"
     for forbidden, why in (
         (spec.moe is not None, "how many tokens an expert gets is not known to the compiler"),
-        (config.parallel.zero_stage == 3, "ZeRO-3 gathers weights in the middle of a layer"),
+        (gathers, "ZeRO-3 gathers weights in the middle of a layer"),
         (
             config.data.source == "chat" and spec.position == "alibi",
             "packed chats under ALiBi are attended to one by one",
@@ -112,7 +124,7 @@ def _compile(config: Config, spec: ArchSpec) -> None:
 
 
 def _checkpoint(config: Config) -> None:
-    form = written_format(config.checkpoint, config.parallel)
+    form = written_format(config)
     if config.checkpoint.background and form != "portable":
         raise UserError(
             "checkpoint.background writes portable checkpoints; DeepSpeed writes its own in turn",
@@ -179,10 +191,12 @@ def _tensor_parallel(config: Config, spec: ArchSpec) -> None:
 
 
 def _zero(config: Config) -> None:
-    parallel = config.parallel
-    if config.precision.separate_sums and (parallel.offload != "none" or parallel.ep > 1):
+    parallel, by_deepspeed = config.parallel, chosen_engine(config) == "deepspeed"
+    beyond = parallel.offload != "none" or (by_deepspeed and parallel.ep > 1)
+    if config.precision.separate_sums and beyond:
         raise UserError(
-            'precision.accumulate="fp32" is not for offload or expert parallelism in this version',
+            'precision.accumulate="fp32" is not for offload, nor for expert parallelism with ZeRO, '
+            "in this version",
             hint='set precision.accumulate="model"',
         )
     if parallel.offload == "optimizer" and parallel.zero_stage == 0:

@@ -17,9 +17,9 @@ from fastllm_train import checkpoint
 from fastllm_train.config import Config
 from fastllm_train.coordination import on_rank_0, say
 from fastllm_train.deepspeed_config import effective_zero_stage
-from fastllm_train.deepspeed_states import MOMENTS
 from fastllm_train.engine import Engine
 from fastllm_train.errors import PeerError, UserError
+from fastllm_train.optimizer import MOMENTS
 from fastllm_train.sinks import Journal
 
 NEAR_S = 0.05  # between looks at a save that must be waited for
@@ -117,7 +117,7 @@ class Saver:
         return None
 
     def _format(self) -> str:
-        return checkpoint.written_format(self.config.checkpoint, self.config.parallel)
+        return checkpoint.written_format(self.config)
 
     def _agree(self, step: int, error: OSError | None) -> None:
         """All ranks have written, or all end: one that failed must not leave the others waiting."""
@@ -164,7 +164,7 @@ def _failure(step: int, error: OSError | None) -> Exception:
 def checkpoint_bytes(config: Config, spec: ArchSpec) -> int:
     """Size of a checkpoint, a little rounded up: fp32 master and moments, the model's own copy."""
     copies = 1 + len(MOMENTS[config.optim.name])
-    portable_only = checkpoint.written_format(config.checkpoint, config.parallel) == "portable"
+    portable_only = checkpoint.written_format(config) == "portable"
     own = 0 if portable_only else config.precision.torch_dtype.itemsize
     return int(1.02 * count_params(spec) * (4 * copies + own)) + 2**20
 

@@ -11,6 +11,10 @@ class SpeedConfig:
     """``kernels``: "fused" runs norms, rotary embedding, gated units and cross entropy through the
     native core; "torch" operation by operation, the reference that the tests compare with.
 
+    ``engine``: "torch" is the trainer's own, for states that are not sharded over replicas;
+    "deepspeed" does ZeRO, offload and fp16, and writes DeepSpeed's checkpoints; "auto" takes
+    DeepSpeed only where it is needed.
+
     ``attention``: "auto" takes the flash-attn package where it is installed, on a GPU in bf16 and
     fp16; "sdpa" always torch's own. ``deterministic``: flash-attn's backward pass gives the same
     bits each time, at some of its speed; without it a resumed run is equal up to rounding.
@@ -26,6 +30,7 @@ class SpeedConfig:
     ``allocator`` (CPU, glibc): "fast" keeps freed memory for the next step, "compact" gives large
     blocks back: some 15 % less memory at some 10 % of the speed, with small models."""
 
+    engine: Literal["auto", "torch", "deepspeed"] = "auto"
     kernels: Literal["fused", "torch"] = "fused"
     attention: Literal["auto", "sdpa"] = "auto"
     deterministic: bool = True

@@ -14,6 +14,7 @@ from fastllm_train import checkpoint, portable
 from fastllm_train.config import Config, to_table
 from fastllm_train.coordination import on_rank_0, say
 from fastllm_train.data import SampleSource, open_training_data, open_validation_data
+from fastllm_train.engine_choice import chosen_engine
 from fastllm_train.errors import UserError
 from fastllm_train.pretrained import PretrainedWeights
 from fastllm_train.run_folder import RunFolder, write_atomically, write_config
@@ -43,6 +44,11 @@ def pretrained(folder: Path, spec: ArchSpec) -> PretrainedWeights:
 
 
 def _refuse_other_layout(path: Path, config: Config) -> None:
+    if chosen_engine(config) == "torch":
+        raise UserError(
+            f"{path} was written by DeepSpeed, which alone reads it",
+            hint='set speed.engine="deepspeed" to go on from it, or use --fresh',
+        )
     saved, wanted = checkpoint.layout_of(path), deepspeed_layout(config)
     if saved is not None and saved != wanted:
         changed = [f"{k} {saved.get(k)} → {v}" for k, v in wanted.items() if saved.get(k) != v]

@@ -21,7 +21,7 @@ def command(
     config: Path, overrides: tuple[str, ...], memory: bool, gpu: str | None, as_json: bool
 ) -> int:
     """Check CONFIG as ``run`` would, start nothing, and show what it resolves to: parameters,
-    layout, batch and the generated DeepSpeed configuration.
+    layout, batch, engine and, where that is DeepSpeed, its generated configuration.
 
     --memory runs training steps of one rank of each kind of pipeline stage on tensors without
     memory, and shows their peak beside the planner's prediction.
@@ -44,6 +44,12 @@ def command(
     return 0 if summary.get("memory", {}).get("fits", True) else 1
 
 
+def _engine(summary: dict[str, Any]) -> str:
+    if summary["config"]["speed"]["engine"] != "auto" or not summary["only_deepspeed"]:
+        return summary["engine"]
+    return f"{summary['engine']}, for {summary['only_deepspeed']}"
+
+
 def _text(summary: dict[str, Any]) -> str:
     parallel, batch = summary["parallel"], summary["batch"]
     sizes = " × ".join(f"{name} {parallel[name]}" for name in ("dp", "tp", "pp", "cp", "ep"))
@@ -53,6 +59,7 @@ def _text(summary: dict[str, Any]) -> str:
     rows = [
         ("model", f"{summary['arch']['family']}, {summary['params']:,} parameters"),
         ("processes", f"{summary['world_size']} = {sizes}"),
+        ("engine", _engine(summary)),
         ("ZeRO stage", zero),
         ("offload, recompute", f"{parallel['offload']}, {parallel['recompute']}"),
         (
@@ -66,8 +73,8 @@ def _text(summary: dict[str, Any]) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
-    settings = json.dumps(summary["deepspeed_config"], indent=2)
-    lines += ["DeepSpeed configuration", settings]
+    if summary["deepspeed_config"] is not None:
+        lines += ["DeepSpeed configuration", json.dumps(summary["deepspeed_config"], indent=2)]
     if "memory" in summary:
         from fastllm_train.trace.report import memory_text
 

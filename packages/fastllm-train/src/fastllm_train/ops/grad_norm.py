@@ -8,14 +8,14 @@ Nothing waits for the device. To clip without a pass over memory of its own, giv
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from fastllm_core import _core
 from fastllm_train.ops.registration import contiguous_capsule, define, stream_of
 
-__all__ = ["clip_coefficient", "clip_grad_norm_", "grad_norm"]
+__all__ = ["clip_coefficient", "clip_grad_norm_", "grad_norm", "sum_of_squares"]
 
 
 def grad_norm(grads: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -30,11 +30,28 @@ def grad_norm(grads: Iterable[torch.Tensor]) -> torch.Tensor:
     Raises:
         ValueError: there is no tensor, or one has another dtype.
     """
-    squares = [_squared_sum(grad) for grad in grads]
-    if not squares:
+    grads = list(grads)
+    if not grads:
         raise ValueError("grad_norm: no gradients")
-    total = torch.stack(squares).sum() if len(squares) > 1 else squares[0]
-    return total.sqrt().float()
+    return sum_of_squares(grads, grads[0].device).sqrt().float()
+
+
+def sum_of_squares(grads: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """The square of the norm, to be added up over ranks that hold parts of a model.
+
+    Args:
+        grads: as :func:`grad_norm`, of that device; there may be none.
+
+    Returns:
+        float64, a scalar on the device.
+
+    Raises:
+        ValueError: a gradient has another dtype.
+    """
+    if not grads:
+        return torch.zeros((), dtype=torch.float64, device=device)
+    squares = [_squared_sum(grad) for grad in grads]
+    return torch.stack(squares).sum() if len(squares) > 1 else squares[0]
 
 
 def clip_coefficient(norm: torch.Tensor, max_norm: float) -> torch.Tensor:

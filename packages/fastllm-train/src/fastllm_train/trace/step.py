@@ -21,14 +21,13 @@ from fastllm_train.mesh import Mesh, build_mesh
 from fastllm_train.model_part import (
     activation_shape,
     build_part,
-    embedding_weight,
     materialise,
+    tie_ends,
 )
 from fastllm_train.models.decoder import TrainingModel
 from fastllm_train.pipeline.exchange import Exchange
 from fastllm_train.pipeline.run import Runner
 from fastllm_train.pipeline.stage import PipelineStage
-from fastllm_train.pipeline.tied import TiedEmbedding
 from fastllm_train.trace.balanced import balance_routing
 from fastllm_train.trace.tracer import MemoryTracer, Peak
 from fastllm_train.trace.zero import ZeroMemory
@@ -85,9 +84,7 @@ def _run_steps(
     zero = ZeroMemory(config, mesh, part, tracer)
     shape, dtype = activation_shape(config, spec), config.precision.torch_dtype
     exchange = Exchange(mesh, shape, dtype, CPU)
-    tied = None
-    if spec.tied_embeddings and mesh.parallel.pp > 1:
-        tied = TiedEmbedding(mesh, exchange, embedding_weight(part), copy)
+    tied = tie_ends(part, copy, mesh, exchange)
     # More than a full pipeline of micro-batches repeats itself.
     count = min(config.batch.accumulation(mesh.parallel.dp), mesh.parallel.pp + 1)
     left = count

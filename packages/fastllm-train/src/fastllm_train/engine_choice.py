@@ -1,0 +1,48 @@
+"""Which engine trains a config: torch's own collectives, or DeepSpeed where it is needed.
+
+Imports no framework: ``check`` and the rules between sections ask it. ``build_engine`` imports the
+engine that it builds, and no other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from fastllm_train.config import Config
+    from fastllm_train.engine import Engine
+
+
+def only_deepspeed(config: Config) -> str:
+    """What ``config`` asks for that only DeepSpeed does, as ``section.key=value``; "" if nothing.
+
+    ZeRO's stages are no more than a name where there is one replica: nothing is cut."""
+    parallel = config.parallel
+    if parallel.offload != "none":
+        return f'parallel.offload="{parallel.offload}"'
+    if config.precision.dtype == "fp16":
+        return 'precision.dtype="fp16"'
+    if parallel.zero_stage > 0 and parallel.dp * parallel.cp > 1:
+        return f"parallel.zero_stage={parallel.zero_stage}"
+    if config.checkpoint.format == "deepspeed":
+        return 'checkpoint.format="deepspeed"'
+    return ""
+
+
+def chosen_engine(config: Config) -> Literal["torch", "deepspeed"]:
+    """``speed.engine``, with "auto" made out."""
+    if config.speed.engine != "auto":
+        return config.speed.engine
+    return "deepspeed" if only_deepspeed(config) else "torch"
+
+
+def build_engine(config: Config, *arguments: Any) -> Engine:
+    """The engine for ``config``; ``arguments`` as ``DeepSpeedEngine`` and ``TorchEngine`` take
+    them. Collective."""
+    if chosen_engine(config) == "torch":
+        from fastllm_train.engine_torch import TorchEngine
+
+        return TorchEngine(config, *arguments)
+    from fastllm_train.engine_deepspeed import DeepSpeedEngine
+
+    return DeepSpeedEngine(config, *arguments)

@@ -1,0 +1,112 @@
+"""fp32 weights and optimizer moments of a rank's parameters, and the step that updates them.
+
+AdamW is ``ops.adamw``: one pass over memory that clips, updates and writes the weight in the
+model's type. States lie in flat buffers that live as long as the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastllm_train.ops.adamw import adamw_
+from fastllm_train.optimizer import MOMENTS, OptimConfig, decays
+
+
+class MasterWeights:
+    """``States`` (engine_state) of ``parameters``. fp32 parameters are their own masters."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], config: OptimConfig) -> None:
+        self._parameters, self._config = list(parameters), config
+        self.steps = 0
+        own = [p.detach() for p in self._parameters]
+        self._separate = bool(own) and own[0].dtype != torch.float32
+        masters = _like(own) if self._separate else own
+        self._masters = dict(zip(self._parameters, masters, strict=True))
+        self._moments = {
+            key: dict(zip(self._parameters, _like(own), strict=True))
+            for key in MOMENTS[config.name]
+        }
+        self.take_from_model()
+
+    def take_from_model(self) -> None:
+        """Masters become what the model's weights are."""
+        if self._separate:
+            for param, master in self._masters.items():
+                master.copy_(param.detach())
+
+    def update(
+        self,
+        gradient: Callable[[nn.Parameter], Tensor | None],
+        lr: float,
+        grad_scale: Tensor | None,
+    ) -> None:
+        """One step. A gradient that is None counts as zero; ``grad_scale`` [1] multiplies all."""
+        self.steps += 1
+        step = self._adamw if self._config.name == "adamw" else self._sgd
+        with torch.no_grad():
+            for param in self._parameters:
+                grad = gradient(param)
+                step(param, torch.zeros_like(param) if grad is None else grad, lr, grad_scale)
+
+    def _adamw(self, param: nn.Parameter, grad: Tensor, lr: float, scale: Tensor | None) -> None:
+        config = self._config
+        adamw_(
+            self._masters[param],
+            grad,
+            self._moments["exp_avg"][param],
+            self._moments["exp_avg_sq"][param],
+            lr=lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            weight_decay=self._decay(param),
+            step=self.steps,
+            grad_scale=scale,
+            model=param.detach() if self._separate else None,
+        )
+
+    def _sgd(self, param: nn.Parameter, grad: Tensor, lr: float, scale: Tensor | None) -> None:
+        """As torch.optim.SGD: the decay is added to the gradient."""
+        master, wide = self._masters[param], grad.float()
+        if scale is not None:
+            wide = wide * scale
+        if self._decay(param):
+            wide = wide.add(master, alpha=self._decay(param))
+        master.add_(wide, alpha=-lr)
+        if self._separate:
+            param.copy_(master)
+
+    def _decay(self, param: nn.Parameter) -> float:
+        return self._config.weight_decay if decays(tuple(param.shape)) else 0.0
+
+    def weight(self, param: nn.Parameter) -> Tensor:
+        return self._masters[param]
+
+    def moments(self, param: nn.Parameter) -> dict[str, Tensor]:
+        return {key: held[param] for key, held in self._moments.items()}
+
+    def link(self) -> None:
+        """Nothing: moments are there from the start."""
+
+    def begin_restore(self, optimizer_steps: int) -> None:
+        self.steps = optimizer_steps
+
+    def restore(self, param: nn.Parameter, weight: Tensor, moments: Mapping[str, Tensor]) -> None:
+        self._masters[param].copy_(weight)
+        if self._separate:
+            param.detach().copy_(weight)
+        for key, value in moments.items():
+            self._moments[key][param].copy_(value)
+
+
+def _like(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """fp32 zeros of these shapes, in one buffer."""
+    step = 16  # elements: views begin on cache lines
+    sizes = [-(-t.numel() // step) * step for t in tensors]
+    device: Any = tensors[0].device if tensors else None
+    flat = torch.zeros(sum(sizes), dtype=torch.float32, device=device)
+    parts = flat.split(sizes)
+    return [part[: t.numel()].view(t.shape) for part, t in zip(parts, tensors, strict=True)]
