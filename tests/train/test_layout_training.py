@@ -60,6 +60,13 @@ OTHERS: dict[str, dict[str, Any]] = {
     "mixtral ep2 zero2": {"dp": 2, "ep": 2, "zero_stage": 2},
     "mixtral ep2 dp4": {"dp": 4, "ep": 2, "zero_stage": 1},
     "mixtral ep2 pp2": {"dp": 2, "ep": 2, "pp": 2, "zero_stage": 1},
+    "mixtral ep2 tp2 sp": {"dp": 2, "ep": 2, "tp": 2, **SP, "zero_stage": 2},
+    "mixtral ep2 cp2": {"dp": 2, "ep": 2, "cp": 2, "zero_stage": 1},
+    "mixtral cp2 zero3": {"cp": 2, "zero_stage": 3},
+    "mixtral tp2 dp2 zero2": {"tp": 2, "dp": 2, "zero_stage": 2},
+    "baichuan tp2 dp2 zero3": {"tp": 2, "dp": 2, "zero_stage": 3},
+    "gpt2 tp2 dp2 zero3": {"tp": 2, "dp": 2, "zero_stage": 3},
+    "gpt2 pp2 zero2 full": {"pp": 2, "zero_stage": 2, "recompute": "full"},
 }
 OPTIMIZERS: dict[str, dict[str, Any]] = {"sgd": {}, "adamw": ADAMW}
 # A rate at which rounding alone, with other kernels in one process, moves no loss by over 3e-3
@@ -72,6 +79,9 @@ BF16_LAYOUTS: dict[str, dict[str, Any]] = {
     "baichuan tp2 sp": {"tp": 2, **SP, "zero_stage": 1},
     "gpt2 tp2 pp2 full": {"tp": 2, "pp": 2, "zero_stage": 1, "recompute": "full"},
     "mixtral ep2": {"dp": 2, "ep": 2, "zero_stage": 1},
+    "baichuan tp4": {"tp": 4, "zero_stage": 1},
+    "gpt2 pp4": {"pp": 4, "zero_stage": 1},
+    "llama tp2 pp2 dp2 sp": {"tp": 2, "pp": 2, "dp": 2, **SP, "zero_stage": 2},
 }
 # What is done wrong (``train_worker.planted``) → where.
 WRONG: dict[str, dict[str, Any]] = {

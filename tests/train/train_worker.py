@@ -42,7 +42,7 @@ def run_layouts(configs: dict[str, Config], folder: Path) -> dict[str, Trajector
 
 def _read(path: Path) -> Trajectory:
     raw: dict[str, Any] = torch.load(path, weights_only=True)
-    return Trajectory(raw["losses"], raw["norms"], raw["weights"], raw["unequal"])
+    return Trajectory(**raw)
 
 
 SAVE_AT = 3
@@ -62,21 +62,28 @@ def saved_again(config: Config, name: str) -> Path:
 @contextmanager
 def planted(name: str) -> Iterator[None]:
     """What a run's name says is done wrong in it."""
+    from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+
     import fastllm_train.engine_deepspeed as module
     from fastllm_train import deepspeed_config
     from fastllm_train.tensor_parallel import apply, layers
 
     engine, states = module.DeepSpeedEngine, module.EngineStates
     steps_from_zero = lambda begin, self, _: begin(self, 0)  # noqa: E731
+    zero_0_in_bf16: list[tuple[Any, str, Callable[..., Any]]] = [
+        (m, "effective_zero_stage", lambda _, config: (config.parallel.zero_stage, ""))
+        for m in (module, deepspeed_config)
+    ]
     wrong: dict[str, list[tuple[Any, str, Callable[..., Any]]]] = {
         "unmarked": [(module, "mark_counted", lambda *_: None)],
         "mean of means": [(engine, "_tensors", mean_of_means)],
         "no sum": [(apply, "sum_over_ranks", left_out_once())],
         "no norm sum": [(layers, "sum_gradient", left_out)],
         "no adam step": [(states, "begin_restore", steps_from_zero)],
-        "zero0 as it is": [
-            (m, "effective_zero_stage", lambda _, config: (config.parallel.zero_stage, ""))
-            for m in (module, deepspeed_config)
+        "zero0 as it is": zero_0_in_bf16,
+        "zero0 without its step": [
+            *zero_0_in_bf16,
+            (FP16_UnfusedOptimizer, "initialize_optimizer_states", lambda *_: None),
         ],
     }
     with ExitStack() as stack:
@@ -96,6 +103,7 @@ def _run(name: str, config: Config) -> dict[str, Any]:
     start = PortableCheckpoint(folder, spec) if loading and is_portable(folder) else None
     engine: Any = build_engine(config, spec, "cpu", start)
     first = 1
+    steps_before = _adam_steps(engine)
     if loading:
         state = engine.load(folder)
         first = state["step"] + 1
@@ -118,7 +126,19 @@ def _run(name: str, config: Config) -> dict[str, Any]:
             torch.distributed.barrier()
     weights = dict(engine.master_parameters())
     unequal = _copies_that_differ(engine)
-    return {"losses": losses, "norms": norms, "weights": weights, "unequal": unequal}
+    return {
+        "losses": losses,
+        "norms": norms,
+        "weights": weights,
+        "unequal": unequal,
+        "steps_before": steps_before,
+    }
+
+
+def _adam_steps(engine: Any) -> int:
+    """By the optimizer's own count: none when a run starts."""
+    states = engine._states._torch_optimizer.state.values()
+    return max((int(state.get("step", 0)) for state in states), default=0)
 
 
 def _copies_that_differ(engine: Any) -> int:
