@@ -19,7 +19,7 @@ PROJECTS := $(PACKAGES:%=packages/fastllm-%/pyproject.toml)
 ctest = export $(ACTIVATE) && cmake --preset $(1) && cmake --build --preset $(1) -j $(JOBS) && ctest --preset $(1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint format quickstart test-cpp test-asan test-cuda test-emulate test-cutlass torch-versions bench gpu-check clean distclean
+.PHONY: help install test lint format quickstart test-cpp test-asan test-cuda test-emulate test-cutlass test-nvme torch-versions bench gpu-check clean distclean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,6 +92,9 @@ test-cutlass: $(VENV)/.stamp-test  ## every matrix product's PTX, float16 too, u
 	$(ACTIVATE) FASTLLM_GEMM_PRESET=emulate-ptx-all $(BIN)/python -m pytest -n 0 tests/ops/test_gemm.py $(ARGS)
 	$(ACTIVATE) $(BIN)/python scripts/ptxas_table.py --check --all
 	$(ACTIVATE) $(BIN)/python scripts/sass_gate.py --all
+
+test-nvme: $(VENV)/.stamp-test  ## offload to files (needs libaio-dev; DeepSpeed compiles for minutes)
+	$(ACTIVATE) FASTLLM_TEST_NVME=1 $(BIN)/python -m pytest -n 0 tests/train/test_nvme.py $(ARGS)
 
 # --- the rest ------------------------------------------------------------------------------------
 

@@ -93,7 +93,7 @@ def engine_gradients(config: Config, spec: ArchSpec) -> tuple[float, dict[str, t
     sharded = config.parallel.zero_stage == 3
     gathered: Any = deepspeed.zero.GatheredParameters if sharded else lambda _: nullcontext()
     grads: dict[str, torch.Tensor] = {}
-    for param, named in engine._parameters():
+    for param, named in engine._state.parameters():
         with gathered([named]):
             assert named.dtype == torch.float64
             after = join_from_ranks(spec, mesh, param, named.detach())

@@ -94,7 +94,8 @@ def planted(name: str) -> Iterator[None]:
 
 def _run(name: str, config: Config) -> dict[str, Any]:
     """All steps. "save…" writes a checkpoint into run.out after SAVE_AT steps; "load…" starts from
-    that one; a plant's name before a colon does that wrong."""
+    that one, "again" goes back to it before the last step; a plant's name before a colon does that
+    wrong."""
     spec = config.model.resolve()
     source = samples_of(config, spec)
     folder = Path(config.run.out) / f"global_step{SAVE_AT}"
@@ -112,7 +113,12 @@ def _run(name: str, config: Config) -> dict[str, Any]:
             engine.save(saved_again(config, name), {"step": SAVE_AT, "consumed_samples": 0})
     losses: list[float] = []
     norms: list[float] = []
-    for step in range(first, config.schedule.steps + 1):
+    steps = list(range(first, config.schedule.steps + 1))
+    if action == "again":
+        steps[-1:] = steps[SAVE_AT:]
+    for step in steps:
+        if action == "again" and len(losses) == SAVE_AT + 1:
+            engine.load(folder)
         consumed = (step - 1) * config.batch.global_size
         dp_rank = config.parallel.dp_rank(torch.distributed.get_rank())
         batches = read_step(source, consumed, config.batch, config.parallel.dp, dp_rank, spec.vocab)

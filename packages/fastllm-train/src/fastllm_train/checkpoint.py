@@ -55,12 +55,12 @@ class CheckpointConfig:
 def written_format(config: Config) -> str:
     """ "deepspeed" or "portable". DeepSpeed alone writes its files. They cannot hold experts shared
     out over ranks; those of pipeline stages are resumed from and converted, but no tool of
-    DeepSpeed reads them."""
+    DeepSpeed reads them; states on NVMe it does not restore (0.19)."""
     if config.checkpoint.format != "auto":
         return config.checkpoint.format
-    if chosen_engine(config) == "torch" or config.parallel.ep > 1 or config.parallel.pp > 1:
-        return "portable"
-    return "deepspeed"
+    parallel = config.parallel
+    beyond = parallel.ep > 1 or parallel.pp > 1 or parallel.nvme_path
+    return "portable" if beyond or chosen_engine(config) == "torch" else "deepspeed"
 
 
 @dataclass(frozen=True)

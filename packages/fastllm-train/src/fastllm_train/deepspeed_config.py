@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from fastllm_planner.arch import count_params
+from fastllm_train.deepspeed_nvme import nvme_settings
 
 if TYPE_CHECKING:
     from fastllm_train.config import Config
@@ -55,10 +56,15 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         # Small tensors (norm weights) stay whole; fetching them costs more than storing them.
         zero["stage3_param_persistence_threshold"] = 10_000
         zero["stage3_gather_16bit_weights_on_model_save"] = False
-    if parallel.offload != "none":
+    aio: dict[str, Any] = {}
+    if parallel.nvme_path:
+        nvme = nvme_settings(config)
+        zero.update(nvme["zero_optimization"])
+        aio = {"aio": nvme["aio"]}
+    elif parallel.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
-    if parallel.offload == "optimizer+params":
-        zero["offload_param"] = {"device": "cpu", "pin_memory": False}
+        if parallel.offload == "optimizer+params":
+            zero["offload_param"] = {"device": "cpu", "pin_memory": False}
     return {
         # DeepSpeed counts the ranks of a sequence as replicas.
         "train_batch_size": batch.global_size * parallel.cp,
@@ -71,6 +77,7 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "bf16": {"enabled": precision.dtype == "bf16"},
         "fp16": _fp16(precision) if precision.dtype == "fp16" else {"enabled": False},
         **(_FP32_SUMS if precision.separate_sums else {}),
+        **aio,
         "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,
     }

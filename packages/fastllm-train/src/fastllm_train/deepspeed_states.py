@@ -8,12 +8,16 @@ public ``safe_get_full_*``. Writing into ZeRO-3 goes through ``safe_set_local_*`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 
+from fastllm_train.deepspeed_nvme import by_sub_group, resident
+
+T = TypeVar("T")
 # Of DeepSpeed's DynamicLossScaler: what changes from step to step.
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
@@ -25,6 +29,7 @@ class EngineStates:
         self._engine, self._stage, self._keys = engine, stage, tuple(keys)
         # Without ZeRO the engine's optimizer is torch's own; with it, a wrapper around that.
         self._torch_optimizer = engine.optimizer if stage == 0 else engine.optimizer.optimizer
+        self._nvme = bool(getattr(engine.optimizer, "swap_optimizer", False))
 
     def weight(self, param: torch.nn.Parameter) -> torch.Tensor:
         """Whole fp32 master weight (of this tensor-parallel rank's part). Collective."""
@@ -64,12 +69,36 @@ class EngineStates:
         """Make the states that torch would make in its first step, with the step count set."""
         if not self._keys:
             return
-        for tensor in self._updated_tensors():
-            self._torch_optimizer.state[tensor] = {
-                "step": torch.tensor(float(optimizer_steps), device=tensor.device),
-                **{key: torch.zeros_like(tensor) for key in self._keys},
-            }
+        for index, tensor in enumerate(self._updated_tensors()):
+            with self._resident(index, write=True):
+                self._begin(tensor, float(optimizer_steps))
         self.link()
+
+    def _begin(self, tensor: torch.Tensor, steps: float) -> None:
+        state = self._torch_optimizer.state[tensor]
+        if state and self._nvme:  # DeepSpeed's files are of these very tensors
+            for key in self._keys:
+                state[key].zero_()
+            state["step"].fill_(steps)
+            return
+        self._torch_optimizer.state[tensor] = {
+            "step": torch.tensor(steps, device=tensor.device),
+            **{key: torch.zeros_like(tensor) for key in self._keys},
+        }
+
+    def visit(
+        self, parameters: Iterable[tuple[T, torch.nn.Parameter]], *, write: bool = False
+    ) -> Iterator[tuple[T, torch.nn.Parameter]]:
+        """``parameters`` in an order in which their states are quick to read or, with ``write``, to
+        set: while a pair is visited, what it needs is in memory."""
+        if self._nvme:
+            return by_sub_group(self._engine.optimizer, parameters, write=write)
+        return iter(parameters)
+
+    def _resident(self, sub_group: int, *, write: bool) -> AbstractContextManager[None]:
+        if self._nvme:
+            return resident(self._engine.optimizer, sub_group, write=write)
+        return nullcontext()
 
     def never_give_up_scaling(self) -> None:
         """At the smallest loss scale DeepSpeed would raise; the run's own judge decides."""

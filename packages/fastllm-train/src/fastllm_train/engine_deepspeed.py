@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from fastllm_planner.arch import ArchSpec, ParamSpec
+from fastllm_train import deepspeed_nvme
 from fastllm_train.checkpoint import written_format
 from fastllm_train.config import Config
 from fastllm_train.context_parallel import cut_context
@@ -76,6 +77,8 @@ class DeepSpeedEngine:
         self._portable = written_format(config) == "portable"
         self._device = torch.device(device)
         self._stage, _ = effective_zero_stage(config)
+        if config.parallel.nvme_path:
+            deepspeed_nvme.prepare(config)
         self._norm: float | None = None  # of a step without ZeRO
         self._updates = 0  # how often the optimizer has stepped
         self._verdict: bool | None = None  # on the step under way

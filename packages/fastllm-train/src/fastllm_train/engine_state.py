@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,10 +21,19 @@ from fastllm_train.portable import (
 )
 from fastllm_train.tensor_parallel.apply import cut_to_rank, join_from_ranks
 
+T = TypeVar("T")
+
 
 class States(Protocol):
     """Master weights and moments of a rank's parameters, one at a time, fp32, of the shape that
     this tensor-parallel rank holds. Every method is collective over the replicas."""
+
+    def visit(
+        self, parameters: Iterable[tuple[T, nn.Parameter]], *, write: bool = False
+    ) -> Iterator[tuple[T, nn.Parameter]]:
+        """``parameters`` in an order in which their states are quick to read or, with ``write``, to
+        set; the other methods are called of the pair that is visited."""
+        ...
 
     def weight(self, param: nn.Parameter) -> torch.Tensor: ...
 
@@ -75,7 +84,7 @@ class PartState:
     def restore(self, start: PortableCheckpoint) -> None:
         """Set weights and moments from a checkpoint."""
         self.states.begin_restore(start.state.get("optimizer_steps", start.state["step"]))
-        for param, named in self.parameters():
+        for param, named in self.states.visit(self.parameters(), write=True):
             moments = {
                 key: self._cut(param, value)
                 for key, value in start.moments(param, self.moments).items()
@@ -84,7 +93,8 @@ class PartState:
 
     def master_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """``Engine.master_parameters``."""
-        held = {p.name: self._joined(p, self.states.weight(v)) for p, v in self.parameters()}
+        parameters = self.states.visit(self.parameters())
+        held = {p.name: self._joined(p, self.states.weight(v)) for p, v in parameters}
         for param in iter_params(self.spec):
             if param.tied_to is None:
                 whole = held.get(param.name)
@@ -97,7 +107,7 @@ class PartState:
 
     def _whole_states(self) -> Iterator[WholeState]:
         self.states.link()
-        for param, named in self.parameters():
+        for param, named in self.states.visit(self.parameters()):
             weight = self._joined(param, self.states.weight(named))
             moments = self.states.moments(named)
             whole = {key: self._joined(param, value) for key, value in moments.items()}

@@ -41,6 +41,7 @@ class ParallelConfig:
     ``recompute``: "full" keeps only each block's input and runs the block again in the backward
     pass (Chen et al. 2016, arXiv:1604.06174); "selective" recomputes the attention core alone
     (Korthikanti et al. 2022, arXiv:2205.05198).
+    ``nvme_path``: what ``offload`` moves goes to files in this folder instead of host memory.
     """
 
     dp: int = 1
@@ -52,6 +53,7 @@ class ParallelConfig:
     virtual_stages: int = 1
     zero_stage: int = 1
     offload: Offload = "none"
+    nvme_path: str = ""
     recompute: Recompute = "none"
 
     def __post_init__(self) -> None:

@@ -6,14 +6,16 @@ model's type. States lie in flat buffers that live as long as the run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fastllm_train.ops.adamw import adamw_
 from fastllm_train.optimizer import MOMENTS, OptimConfig, decays
+
+T = TypeVar("T")
 
 
 class MasterWeights:
@@ -81,6 +83,13 @@ class MasterWeights:
 
     def _decay(self, param: nn.Parameter) -> float:
         return self._config.weight_decay if decays(tuple(param.shape)) else 0.0
+
+    def visit(
+        self, parameters: Iterable[tuple[T, nn.Parameter]], *, write: bool = False
+    ) -> Iterator[tuple[T, nn.Parameter]]:
+        """In their order: all states are in memory."""
+        del write
+        return iter(parameters)
 
     def weight(self, param: nn.Parameter) -> Tensor:
         return self._masters[param]

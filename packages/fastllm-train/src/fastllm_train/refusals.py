@@ -209,3 +209,30 @@ def _zero(config: Config) -> None:
             f'parallel.offload="optimizer+params" needs zero_stage=3, not {parallel.zero_stage}',
             hint='set parallel.zero_stage=3, or parallel.offload="optimizer"',
         )
+    if parallel.nvme_path:
+        _nvme(config)
+
+
+def _nvme(config: Config) -> None:
+    parallel = config.parallel
+    if parallel.offload == "none":
+        raise UserError(
+            "parallel.nvme_path is where parallel.offload goes to: there is none",
+            hint='set parallel.offload="optimizer" or "optimizer+params"',
+        )
+    if parallel.zero_stage != 3:
+        raise UserError(
+            f"parallel.nvme_path needs zero_stage=3, not {parallel.zero_stage}: DeepSpeed keeps "
+            "only ZeRO-3's states in files",
+            hint="set parallel.zero_stage=3, or leave parallel.nvme_path out",
+        )
+    if config.precision.dtype == "fp16":
+        raise UserError(
+            "parallel.nvme_path is not for fp16 in this version",
+            hint='set precision.dtype="bf16"',
+        )
+    if config.checkpoint.format == "deepspeed":
+        raise UserError(
+            "DeepSpeed's checkpoints do not bring back states that are on NVMe",
+            hint='set checkpoint.format="portable"',
+        )

@@ -173,4 +173,5 @@ def deepspeed_layout(config: Config) -> dict[str, object]:
     """What DeepSpeed's own checkpoints are bound to."""
     parallel, stage = config.parallel, effective_zero_stage(config)[0]
     sizes: dict[str, object] = {name: getattr(parallel, name) for name in ("dp", "tp", "pp", "cp")}
-    return {**sizes, "zero_stage": stage, "dtype": config.precision.dtype}
+    nvme = {"offload": "nvme"} if parallel.nvme_path else {}
+    return {**sizes, "zero_stage": stage, "dtype": config.precision.dtype, **nvme}

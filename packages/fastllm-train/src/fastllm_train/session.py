@@ -15,6 +15,7 @@ def run_rank(config: Config, spec: ArchSpec, place: Place, *, fresh: bool) -> in
     """Exit status: 0 trained or saved on SIGTERM, 130 saved on Ctrl-C."""
     device = pick_device(config.run.device)
     join(place, device, config.run.longest_wait_s)
+    from fastllm_train import deepspeed_nvme
     from fastllm_train.loop import StopRequest, train
 
     launcher = os.environ.get(LAUNCHER_PID, "")
@@ -22,6 +23,8 @@ def run_rank(config: Config, spec: ArchSpec, place: Place, *, fresh: bool) -> in
     request.install()
     ending = train(config, spec, device, request, fresh=fresh)
     leave()
+    if place.local_rank == 0:  # of a node
+        deepspeed_nvme.remove(config)
     if place.rank == 0:
         if ending.stopped:
             print(f"stopped at step {ending.step}; run the same command again to go on")
