@@ -34,9 +34,9 @@ if(FASTLLM_CUTLASS_SOURCE)
 endif()
 message(STATUS "fastllm: CUTLASS ${FASTLLM_CUTLASS_VERSION} ${FASTLLM_CUTLASS_SOURCE}")
 
-# fastllm_add_gemm(<target>): the library of GEMMs, one instance a file; those in sm90
-# (CUTLASS 3.x, for sm_90a alone) in a library of their own. NDEBUG: a device assert would put a call into the kernels, which
-# serialises their tensor instructions (ptxas C7510).
+# fastllm_add_gemm(<target>): the library of GEMMs, one instance a file; those in sm90 (CUTLASS 3.x,
+# for sm_90a alone) in a library of their own. NDEBUG: a device assert would put a call into the
+# kernels, which serialises their tensor instructions (ptxas C7510).
 function(fastllm_add_gemm target)
     file(GLOB sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/src/cuda/gemm/*.cu")
     file(GLOB sm90 CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/src/cuda/gemm/sm90/*.cu")
@@ -51,6 +51,11 @@ function(fastllm_add_gemm target)
         set(sm90_architecture 90a-virtual)
     endif()
     add_library(${target}_sm90 OBJECT EXCLUDE_FROM_ALL ${sm90})
+    if(FASTLLM_EMULATE_PTX)
+        # Without ptxas most of the time goes to what the instances share: four together take less than
+        # half of what they take alone. (CMake 3.31; an older one compiles each alone.)
+        set_target_properties(${target}_sm90 PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 4)
+    endif()
     add_library(${target} STATIC EXCLUDE_FROM_ALL ${sources} $<TARGET_OBJECTS:${target}_sm90>)
     set_target_properties(${target}_sm90 PROPERTIES CUDA_ARCHITECTURES "${sm90_architecture}")
     foreach(library IN ITEMS ${target} ${target}_sm90)

@@ -187,8 +187,23 @@ def gemm_linear_bias_sm90(d: Device) -> None:
         d.core.linear_bias(x, w, b if biased else None, d.empty(m, n, dtype=torch.bfloat16))
 
 
+def gemm_linear_swiglu_sm90(d: Device) -> None:
+    """An epilogue that loads one matrix and stores two."""
+    for m, n, k in ((130, 264, 72), (67, 136, 96)):
+        x, wg, wu = (d.random(*shape, dtype=torch.bfloat16) for shape in ((m, k), (n, k), (n, k)))
+        d.core.linear_swiglu(x, wg, wu, *(d.empty(m, n, dtype=torch.bfloat16) for _ in range(3)))
+
+
+def gemm_linear_weight_grad_sm90(d: Device) -> None:
+    """Operands across the depth, and a matrix in place."""
+    for m, n, k in ((392, 264, 136), (67, 136, 96)):
+        dy, x = (d.random(m, size, dtype=torch.bfloat16) for size in (n, k))
+        d.core.linear_weight_grad(dy, x, d.random(n, k))
+
+
 # The emulated device, where it is not the default.
-DEVICE_OPTIONS = {"linear_bias_sm90": {"capability": 90, "multiprocessors": 2}}
+HOPPER = {"capability": 90, "multiprocessors": 2}
+DEVICE_OPTIONS = {f"linear_{product}_sm90": HOPPER for product in ("bias", "swiglu", "weight_grad")}
 
 GEMM_RUNS = {
     name.removeprefix("gemm_"): f for name, f in list(globals().items()) if name[:5] == "gemm_"

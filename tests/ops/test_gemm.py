@@ -15,6 +15,23 @@ DTYPES = (torch.bfloat16, torch.float16)
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 # Odd row counts, sizes that fill no tile, one tile exactly, depths below and above the pipeline's.
 SHAPES = ((1, 8, 8), (67, 136, 96), (128, 128, 128), (130, 72, 264))
+# On an emulated sm_90: more tiles than the two multiprocessors, depths above the pipeline's stages.
+HOPPER_SHAPES = ((1, 8, 8), (67, 136, 96), (130, 264, 520))
+Case = tuple[tuple[int, int, int], int | None]  # m, n, k; on sm_90: the emulator's schedule
+CASES: list[Any] = [
+    *(pytest.param((shape, None), id=f"sm80-{shape}") for shape in SHAPES[1:]),
+    *(
+        pytest.param((shape, schedule), id=f"sm90-{shape}-{schedule}")
+        for shape, schedule in zip(HOPPER_SHAPES, (0, 1, 5), strict=True)
+    ),
+]
+# By what the names of the kernels for sm_90a differ.
+HOPPER_KERNELS = {
+    "linear_bias": "LinCombPerColBiasI",
+    "linear_bias_gelu": "LinCombPerColBiasEltActAuxI",
+    "linear_swiglu": "SiLu",
+    "linear_weight_grad": "17LinearCombinationI",
+}
 
 
 @pytest.fixture
@@ -64,8 +81,22 @@ def fits(
     )
 
 
-def finish(gemm: Any, op: str, size: tuple[int, int, int]) -> None:
-    """Fails for every report that emulator_allowed.toml does not allow at this size."""
+def start(gemm: Any, schedule: int | None) -> None:
+    if schedule is not None:
+        gemm.core.set_options(capability=90, schedule=schedule, multiprocessors=2)
+
+
+def finish(gemm: Any, op: str, size: tuple[int, int, int], schedule: int | None = None) -> None:
+    """Fails for every report that emulator_allowed.toml does not allow at this size; on sm_90 none
+    is, and the op's kernel of CUTLASS 3.x must have run."""
+    if schedule is not None:
+        assert gemm.core.reports() == []
+        hopper = [
+            kernel
+            for kernel in gemm.core.ptx_kernels()
+            if "MainloopSm90" in kernel and HOPPER_KERNELS[op] in kernel
+        ]
+        assert any(gemm.core.ptx_reached_lines(kernel) for kernel in hopper)
     reports = gemm.core.reports()
     gemm.core.clear_reports()
     assert [r for r in reports if not any(fits(e, r, op, size) for e in ALLOWED)] == []
@@ -86,34 +117,32 @@ def test_linear_bias(
     check(gemm.get(y), want, x.double().abs() @ w.double().abs().t() + 1)
 
 
-# Parts of a tile, depths below and above the pipeline's six stages, more tiles than blocks.
 @pytest.mark.parametrize("schedule", [0, 1, 5])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str, indirect=True)
-@pytest.mark.parametrize("shape", [(1, 8, 8), (67, 136, 96), (130, 264, 520)], ids=str)
+@pytest.mark.parametrize("shape", HOPPER_SHAPES, ids=str)
 def test_linear_bias_on_sm90(
     gemm: Any, shape: tuple[int, int, int], dtype: torch.dtype, schedule: int
 ) -> None:
-    """CUTLASS 3.x: TMA, mbarriers, warp-specialised wgmma; no report is allowed."""
-    gemm.core.set_options(capability=90, schedule=schedule, multiprocessors=2)
+    """CUTLASS 3.x: TMA, mbarriers, warp-specialised wgmma."""
+    start(gemm, schedule)
     m, n, k = shape
     x, w, bias = randn(m, k, dtype=dtype), randn(n, k, dtype=dtype, seed=1), randn(n, dtype=dtype)
     y = gemm.empty((m, n), dtype)
     gemm.core.linear_bias(gemm.put(x), gemm.put(w), gemm.put(bias), y)
-    assert gemm.core.reports() == []
+    finish(gemm, "linear_bias", shape, schedule)
     want = x.double() @ w.double().t() + bias.double()
     check(gemm.get(y), want, x.double().abs() @ w.double().abs().t() + 1)
-    hopper = [kernel for kernel in gemm.core.ptx_kernels() if "MainloopSm90" in kernel]
-    assert any(gemm.core.ptx_reached_lines(kernel) for kernel in hopper)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str, indirect=True)
-@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
-def test_linear_bias_gelu(gemm: Any, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-    m, n, k = shape
+@pytest.mark.parametrize("case", CASES)
+def test_linear_bias_gelu(gemm: Any, case: Case, dtype: torch.dtype) -> None:
+    (m, n, k), schedule = case
+    start(gemm, schedule)
     x, w, bias = randn(m, k, dtype=dtype), randn(n, k, dtype=dtype, seed=1), randn(n, dtype=dtype)
     y, pre = gemm.empty((m, n), dtype), gemm.empty((m, n), dtype)
     gemm.core.linear_bias_gelu(gemm.put(x), gemm.put(w), gemm.put(bias), y, pre)
-    finish(gemm, "linear_bias_gelu", (m, n, k))
+    finish(gemm, "linear_bias_gelu", (m, n, k), schedule)
     want = x.double() @ w.double().t() + bias.double()
     terms = x.double().abs() @ w.double().abs().t() + 1
     check(gemm.get(pre), want, terms)
@@ -121,14 +150,15 @@ def test_linear_bias_gelu(gemm: Any, shape: tuple[int, int, int], dtype: torch.d
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str, indirect=True)
-@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
-def test_linear_swiglu(gemm: Any, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-    m, n, k = shape
+@pytest.mark.parametrize("case", CASES)
+def test_linear_swiglu(gemm: Any, case: Case, dtype: torch.dtype) -> None:
+    (m, n, k), schedule = case
+    start(gemm, schedule)
     x = randn(m, k, dtype=dtype)
     wg, wu = (randn(n, k, dtype=dtype, seed=s) * k**-0.5 for s in (1, 2))
     gate, up, y = (gemm.empty((m, n), dtype) for _ in range(3))
     gemm.core.linear_swiglu(gemm.put(x), gemm.put(wg), gemm.put(wu), gate, up, y)
-    finish(gemm, "linear_swiglu", (m, n, k))
+    finish(gemm, "linear_swiglu", (m, n, k), schedule)
     for got, w in ((gate, wg), (up, wu)):
         check(gemm.get(got), x.double() @ w.double().t(), x.double().abs() @ w.double().abs().t())
     stored = [gemm.get(t).double() for t in (gate, up)]
@@ -137,14 +167,17 @@ def test_linear_swiglu(gemm: Any, shape: tuple[int, int, int], dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str, indirect=True)
-@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
-def test_linear_weight_grad(gemm: Any, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-    m, n, k = shape
+@pytest.mark.parametrize(
+    "case", [*CASES, pytest.param(((392, 136, 72), 2), id="sm90-deeper-than-the-pipeline")]
+)
+def test_linear_weight_grad(gemm: Any, case: Case, dtype: torch.dtype) -> None:
+    (m, n, k), schedule = case
+    start(gemm, schedule)
     dy, x = randn(m, n, dtype=dtype), randn(m, k, dtype=dtype, seed=1)
     before = randn(n, k, dtype=torch.float32)
     dw = gemm.put(before)
     gemm.core.linear_weight_grad(gemm.put(dy), gemm.put(x), dw)
-    finish(gemm, "linear_weight_grad", (n, k, m))
+    finish(gemm, "linear_weight_grad", (n, k, m), schedule)
     terms = dy.double().abs().t() @ x.double().abs() + 1
     check(gemm.get(dw), before.double() + dy.double().t() @ x.double(), terms)
 

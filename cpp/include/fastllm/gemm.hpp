@@ -1,5 +1,5 @@
 // Matrix products with fused epilogues on tensor cores: CUTLASS 2.x for sm_80 and later, and, for
-// linear_bias where the device is an sm_90, a warp-specialised kernel of CUTLASS 3.x.
+// all but grouped_linear where the device is an sm_90, warp-specialised kernels of CUTLASS 3.x.
 //
 // Matrices are dense and row-major, of `dtype` (bfloat16 or float16), with float32 accumulation; a
 // weight is (out, in), as torch.nn.Linear keeps it. `n` and `k` are multiples of 8 and every
@@ -39,8 +39,9 @@ struct LinearBiasGelu {
     void* pre;
 };
 
-// gate = x wg^T, up = x wu^T, y = silu(gate) * up: both products in one kernel, x read once. wg and
-// wu (n, k); gate, up, y (m, n). y is computed from gate and up as they are stored.
+// gate = x wg^T, up = x wu^T, y = silu(gate) * up. wg and wu (n, k); gate, up, y (m, n). y is
+// computed from gate and up as they are stored. Both products in one kernel, x read once; on an
+// sm_90 in two: that of up reads gate again, and y comes of its epilogue.
 struct LinearSwiglu {
     DType dtype;
     std::int64_t m, n, k;

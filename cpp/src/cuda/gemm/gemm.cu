@@ -79,18 +79,30 @@ void linear_bias(const LinearBias& a, void* stream) {
 void linear_bias_gelu(const LinearBiasGelu& a, void* stream) {
     require("linear_bias_gelu", a.m, a.n, a.k, {a.x, a.w, a.bias, a.y, a.pre});
     if (a.m == 0) return;
+    if (on_sm90()) {
+        return dispatch<LinearBiasGelu>("linear_bias_gelu", INSTANCES(gemm::linear_bias_gelu_sm90),
+                                        a, stream);
+    }
     dispatch<LinearBiasGelu>("linear_bias_gelu", INSTANCES(gemm::linear_bias_gelu), a, stream);
 }
 
 void linear_swiglu(const LinearSwiglu& a, void* stream) {
     require("linear_swiglu", a.m, a.n, a.k, {a.x, a.wg, a.wu, a.gate, a.up, a.y});
     if (a.m == 0) return;
+    if (on_sm90()) {
+        return dispatch<LinearSwiglu>("linear_swiglu", INSTANCES(gemm::linear_swiglu_sm90), a,
+                                      stream);
+    }
     dispatch<LinearSwiglu>("linear_swiglu", INSTANCES(gemm::linear_swiglu), a, stream);
 }
 
 void linear_weight_grad(const LinearWeightGrad& a, void* stream) {
     require("linear_weight_grad", a.m, a.n, a.k, {a.dy, a.x, a.dw});
     if (a.m == 0) return;
+    if (on_sm90()) {
+        return dispatch<LinearWeightGrad>("linear_weight_grad",
+                                          INSTANCES(gemm::linear_weight_grad_sm90), a, stream);
+    }
     dispatch<LinearWeightGrad>("linear_weight_grad", INSTANCES(gemm::linear_weight_grad), a,
                                stream);
 }

@@ -41,7 +41,7 @@ void run(const typename Gemm::Arguments& arguments, void* workspace, void* strea
     }
 }
 
-// Each defined in the file of its name and dtype.
+// Each defined in the file of its name and dtype; _sm90: in sm90.
 template <class T>
 void linear_bias(const LinearBias& args, void* stream);
 template <class T>
@@ -49,9 +49,15 @@ void linear_bias_sm90(const LinearBias& args, void* stream);
 template <class T>
 void linear_bias_gelu(const LinearBiasGelu& args, void* stream);
 template <class T>
+void linear_bias_gelu_sm90(const LinearBiasGelu& args, void* stream);
+template <class T>
 void linear_swiglu(const LinearSwiglu& args, void* stream);
 template <class T>
+void linear_swiglu_sm90(const LinearSwiglu& args, void* stream);
+template <class T>
 void linear_weight_grad(const LinearWeightGrad& args, void* stream);
+template <class T>
+void linear_weight_grad_sm90(const LinearWeightGrad& args, void* stream);
 template <class T>
 void grouped_linear(const GroupedLinear& args, void* stream);
 

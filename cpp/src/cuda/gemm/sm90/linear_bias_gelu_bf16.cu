@@ -1,0 +1,4 @@
+#include "linear_bias_gelu.cuh"
+
+template void fastllm::cuda::gemm::linear_bias_gelu_sm90<cutlass::bfloat16_t>(
+    const fastllm::LinearBiasGelu&, void*);

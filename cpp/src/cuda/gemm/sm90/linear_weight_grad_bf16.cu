@@ -1,0 +1,4 @@
+#include "linear_weight_grad.cuh"
+
+template void fastllm::cuda::gemm::linear_weight_grad_sm90<cutlass::bfloat16_t>(
+    const fastllm::LinearWeightGrad&, void*);
