@@ -11,6 +11,11 @@ set(FASTLLM_OPS
     rope
     softmax
 )
+# Without a CUDA kernel: torch and the libraries for GPUs have what these do.
+set(FASTLLM_CPU_OPS
+    attention
+    matmul
+)
 
 set(FASTLLM_OP_BINDINGS bindings/cpu_isa.cpp bindings/dlpack_tensor.cpp)
 set(_cpu_sources src/cpu/isa.cpp)
@@ -21,6 +26,11 @@ foreach(op IN LISTS FASTLLM_OPS)
     list(APPEND _cpu_sources src/cpu/${op}.cpp)
     list(APPEND _cpu_kernels src/cpu/${op}_kernel.cpp)
     list(APPEND _cuda_sources src/cuda/${op}.cu)
+endforeach()
+foreach(op IN LISTS FASTLLM_CPU_OPS)
+    list(APPEND FASTLLM_OP_BINDINGS bindings/${op}.cpp)
+    list(APPEND _cpu_sources src/cpu/${op}.cpp)
+    list(APPEND _cpu_kernels src/cpu/${op}_kernel.cpp)
 endforeach()
 
 # A library of its own, so that the emulator's module is these and nothing else.

@@ -247,6 +247,17 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
         _core.set_cpu_isa(before)
 
 
+@pytest.fixture(params=["portable", "avx2", "avx512"])
+def cpu_level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Of operators that have no other kernels: runs the core at this vector level."""
+    if request.param not in _core.cpu_isas():
+        pytest.skip(f"this processor has no {request.param}")
+    before = _core.cpu_isa()
+    _core.set_cpu_isa(request.param)
+    yield request.param
+    _core.set_cpu_isa(before)
+
+
 @pytest.fixture
 def gpu_device() -> str:
     reason = _missing_gpu()

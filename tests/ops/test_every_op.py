@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from fastllm_train.ops.adamw import adamw_
+from fastllm_train.ops.attention import causal_attention
 from fastllm_train.ops.bias_gelu import bias_gelu
 from fastllm_train.ops.cross_entropy import cross_entropy
 from fastllm_train.ops.glu import geglu, swiglu
@@ -38,6 +39,7 @@ class Op:
     reference: Callable[..., Any]
     shapes: Callable[[int, int], tuple[tuple[int, ...], ...]]  # of the inputs, from rows and cols
     always_float32: tuple[int, ...] = ()  # inputs whose dtype is not the op's
+    dtypes: tuple[torch.dtype, ...] = DTYPES
 
     def inputs(self, rows: int, cols: int, dtype: torch.dtype) -> Tensors:
         tensors = randoms(*self.shapes(rows, cols), dtype=dtype)
@@ -133,6 +135,12 @@ def combined(y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return ((weights * (slots >= 0))[:, :, None] * y[slots.clamp(min=0)]).sum(1)
 
 
+def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    scores = torch.einsum("bihd,bjd->bhij", q, k[:, :, 0]) * SCALE
+    later = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool).triu(1)
+    return torch.einsum("bhij,bjd->bihd", scores.masked_fill(later, -1e300).softmax(-1), v[:, :, 0])
+
+
 OPS = {
     "rmsnorm": Op(lambda x, w: rmsnorm(x, w, EPS), rms_norm, matrices(1, 1)),
     "rmsnorm_residual": Op(
@@ -151,6 +159,12 @@ OPS = {
         lambda x: softmax(x, scale=SCALE, causal=True, mask=attention_mask(x), slopes=slopes_of(x)),
         masked_softmax,
         lambda rows, cols: ((1, 2, rows, cols),),
+    ),
+    "attention": Op(
+        lambda q, k, v: causal_attention(q, k, v, scale=SCALE),
+        causal,
+        lambda rows, cols: ((1, rows, 2, 16), (1, rows, 1, 16), (1, rows, 1, 16)),
+        dtypes=(torch.float32,),
     ),
     "rope": Op(
         lambda x: rope(x, *rope_tables(x)),
@@ -204,9 +218,11 @@ def test_reference_passes_gradcheck(name: str) -> None:
     assert torch.autograd.gradcheck(op.reference, inputs)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+CASES = [(name, dtype) for name, op in OPS.items() for dtype in op.dtypes]
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (7, 33), (2, 1025), (70, 24)], ids=str)
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize(("name", "dtype"), CASES, ids=str)
 def test_gradients(name: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
     op = OPS[name]
     inputs = op.inputs(*shape, dtype)
@@ -218,8 +234,9 @@ def test_gradients(name: str, shape: tuple[int, int], dtype: torch.dtype) -> Non
 
 
 # Torch's matrix product, which linear_cross_entropy is made of, depends on the threads.
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", [name for name in OPS if name != "linear_cross_entropy"])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [case for case in CASES if case[0] != "linear_cross_entropy"], ids=str
+)
 def test_same_bits_for_any_number_of_threads(
     name: str, dtype: torch.dtype, threads: Callable[[int], None]
 ) -> None:

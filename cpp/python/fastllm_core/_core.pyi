@@ -284,6 +284,28 @@ def softmax_bwd(
     dy: object, y: object, dx: object, scale: float, causal: bool, stream: int = 0
 ) -> None: ...
 
+# attention.cpp
+def attention_takes(dim: int) -> bool: ...
+def attention_fwd(
+    q: object, k: object, v: object, out: object, lse: object, scale: float
+) -> None: ...
+def attention_bwd(
+    dout: object,
+    q: object,
+    k: object,
+    v: object,
+    out: object,
+    lse: object,
+    dq: object,
+    dk: object,
+    dv: object,
+    scale: float,
+) -> None: ...
+
+# matmul.cpp
+def matmul(a: object, b: object, c: object, accumulate: bool) -> None: ...
+def matmul_pays() -> bool: ...
+
 # grad_norm.cpp
 def squared_sum_parts(count: int, cuda: bool = False) -> int: ...
 def squared_sum(x: object, partial: object, stream: int = 0) -> None: ...
