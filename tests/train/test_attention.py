@@ -26,12 +26,14 @@ from fastllm_train.models.attention_core import (
     attention_core,
     document_matrix,
     find_documents,
+    fused_attend,
     name_of_core,
     sight_table,
 )
 from fastllm_train.models.decoder import Decoder, TrainingModel
 from fastllm_train.models.initialise import initialise
 from fastllm_train.refusals import refuse
+from fastllm_train.speed import SpeedConfig
 from fastllm_train.trace.tracer import MemoryTracer
 
 HEADS, KEY_HEADS, WIDTH = 4, 2, 8
@@ -179,15 +181,16 @@ def test_models_through_flash_attn_are_the_same(variant: str, documents: bool) -
 
 def test_flash_attn_is_taken_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flash_attn", None)  # not installed
-    assert attention_core("auto", deterministic=True) is attend
+    assert attention_core(SpeedConfig()) is fused_attend
+    assert attention_core(SpeedConfig(kernels="torch")) is attend
     old = SimpleNamespace(
         flash_attn_func=lambda q, k, v: q, flash_attn_varlen_func=lambda q, k, v, causal: q
     )
     monkeypatch.setitem(sys.modules, "flash_attn", old)
-    assert attention_core("auto", deterministic=True) is attend
+    assert attention_core(SpeedConfig()) is fused_attend
     monkeypatch.setitem(sys.modules, "flash_attn", flash_attn_stand_in)
-    assert attention_core("sdpa", deterministic=True) is attend
-    core = attention_core("auto", deterministic=False)
+    assert attention_core(SpeedConfig(attention="sdpa")) is attend
+    core = attention_core(SpeedConfig(deterministic=False))
     assert isinstance(core, FlashAttention)
     assert (name_of_core(core), name_of_core(attend)[:5]) == ("flash-attn 2.8.3", "torch")
     # It has no kernels for a CPU.

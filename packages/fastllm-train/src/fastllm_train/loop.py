@@ -89,7 +89,7 @@ def train(
     if device == "cpu":
         say(runtime_line(os.environ, torch.get_num_threads()))
     else:
-        core = attention_core(config.speed.attention, deterministic=config.speed.deterministic)
+        core = attention_core(config.speed)
         say(f"attention: {name_of_core(core)}")
     timeout = config.run.hang_timeout_s
     watchdog = Watchdog(folder.root, rank, dist.get_world_size(), timeout)

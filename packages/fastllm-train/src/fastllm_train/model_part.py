@@ -35,7 +35,7 @@ def whole_model(config: Config, spec: ArchSpec) -> TrainingModel:
             recompute=config.parallel.recompute,
             recompute_elementwise=config.speed.recompute_elementwise,
             kernels=kernels,
-            core=attention_core(config.speed.attention, deterministic=config.speed.deterministic),
+            core=attention_core(config.speed),
             documents=config.data.source == "chat",
         )
     )

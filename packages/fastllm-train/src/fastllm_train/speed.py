@@ -16,7 +16,8 @@ class SpeedConfig:
     DeepSpeed only where it is needed.
 
     ``attention``: "auto" takes the flash-attn package where it is installed, on a GPU in bf16 and
-    fp16; "sdpa" always torch's own. ``deterministic``: flash-attn's backward pass gives the same
+    fp16, and on a CPU in fp32 the native core's kernel, if ``kernels`` is "fused"; "sdpa" always
+    torch's own. ``deterministic``: flash-attn's backward pass gives the same
     bits each time, at some of its speed; without it a resumed run is equal up to rounding.
 
     ``recompute_elementwise``: the outputs of norms and activations are made again in the backward

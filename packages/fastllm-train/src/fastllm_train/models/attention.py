@@ -23,7 +23,7 @@ from fastllm_train.models.attention_core import (
 )
 from fastllm_train.models.kernels import TORCH, Angles, Kernels
 from fastllm_train.models.norm import build_norm
-from fastllm_train.models.projection import Project, each
+from fastllm_train.models.projection import Linear, Project, each
 from fastllm_train.models.rope import rotation
 
 
@@ -113,15 +113,21 @@ class Attention(nn.Module):
         self.recompute_core = recompute_core
         self.first_head = 0
         # Typed as modules, here and below: tensor parallelism puts others in their place.
-        self.q_proj: nn.Module = nn.Linear(spec.hidden, spec.q_size, bias=spec.qkv_bias)
-        self.k_proj: nn.Module = nn.Linear(spec.hidden, spec.kv_size, bias=spec.qkv_bias)
-        self.v_proj: nn.Module = nn.Linear(spec.hidden, spec.kv_size, bias=spec.qkv_bias)
+        self.q_proj: nn.Module = Linear(
+            spec.hidden, spec.q_size, bias=spec.qkv_bias, kernels=kernels
+        )
+        self.k_proj: nn.Module = Linear(
+            spec.hidden, spec.kv_size, bias=spec.qkv_bias, kernels=kernels
+        )
+        self.v_proj: nn.Module = Linear(
+            spec.hidden, spec.kv_size, bias=spec.qkv_bias, kernels=kernels
+        )
         if spec.qk_norm:
             self.q_norm = build_norm(spec, spec.head_dim, kernels)
             self.k_norm = build_norm(spec, spec.head_dim, kernels)
         self.qk_norm = spec.qk_norm
         out_bias = spec.attention_out_bias
-        self.o_proj: nn.Module = nn.Linear(spec.q_size, spec.hidden, bias=out_bias)
+        self.o_proj: nn.Module = Linear(spec.q_size, spec.hidden, out_bias, kernels)
 
     def forward(self, x: Tensor, where: Positions) -> Tensor:
         projected = self.project(x, (self.q_proj, self.k_proj, self.v_proj))

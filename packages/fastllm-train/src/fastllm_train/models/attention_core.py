@@ -1,7 +1,7 @@
 """Softmax(QKᵀ/√D + bias)V over the keys a query sees, without a matrix of all pairs in memory.
 
-``attend`` is torch's; ``FlashAttention`` calls the flash-attn package (Dao 2023, arXiv:2307.08691)
-where it is installed.
+``attend`` is torch's; ``fused_attend`` takes the core's kernel where that is made for it;
+``FlashAttention`` calls the flash-attn package (Dao 2023, arXiv:2307.08691) where it is installed.
 
 Shapes: B batch, S sequence, A query heads, K key/value heads, D head width.
 """
@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fastllm_train.speed import SpeedConfig
 
 # Query rows at once where torch needs a table of what they see. Such a table of a sequence is
 # [rows, S], not [S, S]; with fewer rows fewer pairs are computed in vain.
@@ -62,6 +64,8 @@ class AttentionMask(NamedTuple):
 
 # (q [B, S, A, D], k [B, S, K, D], v [B, S, K, D], mask) → [B, S, A, D]
 Core = Callable[[Tensor, Tensor, Tensor, AttentionMask], Tensor]
+# The same where causality is all.
+Causal = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def find_documents(position_ids: Tensor) -> Documents:
@@ -113,6 +117,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     """``Core`` by torch's scaled_dot_product_attention: its flash kernels where causality is all;
     else, with a window or ALiBi, ``ROWS`` queries at a time over the keys they can see. Documents
     one by one. Memory grows with S."""
+    return _attend(q, k, v, mask, _causal)
+
+
+def fused_attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
+    """As ``attend``, in fp32 on a CPU with the kernel of fastllm_core where causality is all."""
+    return _attend(q, k, v, mask, _fused_causal)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, causal: Causal) -> Tensor:
     if mask.dense is not None:
         return _scaled_dot_product(q, k, v, mask.dense)
     longest = q.shape[1] if mask.documents is None else max(mask.documents.lengths)
@@ -120,20 +133,27 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     if table is None:
         table = sight_table(mask, longest, q.dtype, q.device)
     if mask.documents is None:
-        return _within(q, k, v, mask, table)
+        return _within(q, k, v, mask, table, causal)
     parts = (x.flatten(0, 1).split(mask.documents.lengths) for x in (q, k, v))
     mixed = [
-        _within(q_one[None], k_one[None], v_one[None], mask, table)[0]
+        _within(q_one[None], k_one[None], v_one[None], mask, table, causal)[0]
         for q_one, k_one, v_one in zip(*parts, strict=True)
     ]
     return torch.cat(mixed).view(q.shape)
 
 
-def _within(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, table: Tensor | None) -> Tensor:
+def _within(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: AttentionMask,
+    table: Tensor | None,
+    causal: Causal,
+) -> Tensor:
     """``attend`` of rows that hold one document each."""
     length = q.shape[1]
     if table is None or mask.plain(length):
-        return _scaled_dot_product(q, k, v, None)
+        return causal(q, k, v)
     most = table.shape[-2]
     mixed: list[Tensor] = []
     for begin in range(0, length, most):
@@ -143,6 +163,17 @@ def _within(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, table: Tensor 
         seen = table[..., : end - begin, left : left + end - first]
         mixed.append(_scaled_dot_product(q[:, begin:end], k[:, first:end], v[:, first:end], seen))
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return _scaled_dot_product(q, k, v, None)
+
+
+def _fused_causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    # Imported here: the models themselves need no core.
+    from fastllm_train.ops.attention import causal_attention, takes_attention
+
+    return causal_attention(q, k, v) if takes_attention(q) else _causal(q, k, v)
 
 
 def _scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -215,10 +246,15 @@ def find_flash_attention(*, deterministic: bool) -> FlashAttention | None:
     return FlashAttention(package, deterministic=deterministic)
 
 
-def attention_core(choice: str, *, deterministic: bool) -> Core:
-    """By the name in ``[speed]``: "auto" takes flash-attn where it is installed."""
-    found = find_flash_attention(deterministic=deterministic) if choice == "auto" else None
-    return attend if found is None else found
+def attention_core(speed: SpeedConfig) -> Core:
+    """What ``[speed]`` asks for: "auto" takes flash-attn where it is installed, else
+    ``fused_attend`` if the other operators are fused too."""
+    if speed.attention == "sdpa":
+        return attend
+    found = find_flash_attention(deterministic=speed.deterministic)
+    if found is not None:
+        return found
+    return fused_attend if speed.kernels == "fused" else attend
 
 
 def name_of_core(core: Core) -> str:

@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fastllm_planner.arch import ArchSpec, iter_params
 from fastllm_train.models.attention import Attention, Positions, positions
-from fastllm_train.models.attention_core import Core, attend
-from fastllm_train.models.kernels import TORCH, Kernels
+from fastllm_train.models.attention_core import Core, attend, fused_attend
+from fastllm_train.models.kernels import FUSED, TORCH, Kernels
 from fastllm_train.models.mlp import Gelu, MixtureOfExperts, SwiGLU, build_mlp
 from fastllm_train.models.norm import build_norm
 from fastllm_train.models.not_kept import not_kept
@@ -82,7 +82,7 @@ class Trunk(nn.Module):
         check_supported(spec)
         self.spec = spec
         self.documents = documents
-        self._tables = core is attend
+        self._tables = core in (attend, fused_attend)
         self._compiled = False
         self.recompute_blocks = recompute == "full"
         # Over how many ranks the sequence is cut; the whole sequence's positions from a part's.
@@ -178,7 +178,8 @@ class NormHead(LmHead):
 class Decoder(nn.Module):
     """The model with its language-model head. ``documents``: a sequence holds several, each
     beginning at position 0, and attention stays within each. ``recompute_elementwise``: outputs of
-    norms and activations are made again in the backward pass."""
+    norms and activations are made again in the backward pass. ``core``: by default what belongs to
+    the ``kernels``."""
 
     def __init__(
         self,
@@ -187,11 +188,13 @@ class Decoder(nn.Module):
         recompute: str = "none",
         recompute_elementwise: bool = False,
         kernels: Kernels = TORCH,
-        core: Core = attend,
+        core: Core | None = None,
         documents: bool = False,
     ) -> None:
         super().__init__()
         self.spec = spec
+        if core is None:
+            core = fused_attend if kernels is FUSED else attend
         self.model = Trunk(
             spec, recompute=recompute, kernels=kernels, core=core, documents=documents
         )

@@ -37,6 +37,10 @@ class Kernels(Protocol):
         """(rms_norm(h), h) of h = x + residual."""
         ...
 
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x weightᵀ + bias."""
+        ...
+
     def rotate(self, x_BSAD: Tensor, angles: Angles) -> Tensor:
         """Rotary embedding: channel i of a head turns together with channel i + D/2."""
         ...
@@ -78,6 +82,9 @@ class TorchKernels:
     ) -> tuple[Tensor, Tensor]:
         h = x + residual
         return self.rms_norm(h, weight, eps), h
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
 
     def rotate(self, x_BSAD: Tensor, angles: Angles) -> Tensor:
         cos, sin = (table[angles.rows][:, :, None].to(x_BSAD.dtype) for table in angles[:2])
@@ -125,6 +132,11 @@ class FusedKernels:
         from fastllm_train.ops.rmsnorm import rmsnorm_residual
 
         return rmsnorm_residual(x, residual, weight, eps)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        from fastllm_train.ops.matmul import linear
+
+        return linear(x, weight, bias)
 
     def rotate(self, x_BSAD: Tensor, angles: Angles) -> Tensor:
         from fastllm_train.ops.rope import rope

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastllm_planner.arch import ArchSpec, MoeSpec
 from fastllm_train.models.kernels import TORCH, Kernels, widened
 from fastllm_train.models.not_kept import not_kept
-from fastllm_train.models.projection import Project, each
+from fastllm_train.models.projection import Linear, Project, each
 
 
 class SwiGLU(nn.Module):
@@ -23,9 +23,9 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.kernels = kernels
         self.project: Project = each
-        self.gate_proj = nn.Linear(spec.hidden, width, bias=spec.mlp_bias)
-        self.up_proj = nn.Linear(spec.hidden, width, bias=spec.mlp_bias)
-        self.down_proj: nn.Module = nn.Linear(width, spec.hidden, bias=spec.mlp_bias)
+        self.gate_proj = Linear(spec.hidden, width, spec.mlp_bias, kernels)
+        self.up_proj = Linear(spec.hidden, width, spec.mlp_bias, kernels)
+        self.down_proj: nn.Module = Linear(width, spec.hidden, spec.mlp_bias, kernels)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.project(x, (self.gate_proj, self.up_proj))
@@ -39,11 +39,11 @@ class Gelu(nn.Module):
 
     recompute_elementwise = False
 
-    def __init__(self, spec: ArchSpec, width: int) -> None:
+    def __init__(self, spec: ArchSpec, width: int, kernels: Kernels = TORCH) -> None:
         super().__init__()
         self.project: Project = each
-        self.up_proj = nn.Linear(spec.hidden, width, bias=spec.mlp_bias)
-        self.down_proj: nn.Module = nn.Linear(width, spec.hidden, bias=spec.mlp_bias)
+        self.up_proj = Linear(spec.hidden, width, spec.mlp_bias, kernels)
+        self.down_proj: nn.Module = Linear(width, spec.hidden, spec.mlp_bias, kernels)
 
     def forward(self, x: Tensor) -> Tensor:
         (up,) = self.project(x, (self.up_proj,))
@@ -134,4 +134,4 @@ def build_mlp(spec: ArchSpec, layer: int, kernels: Kernels = TORCH) -> nn.Module
         return MixtureOfExperts(spec, spec.moe, kernels)
     if spec.mlp == "swiglu":
         return SwiGLU(spec, spec.ffn_hidden, kernels)
-    return Gelu(spec, spec.ffn_hidden)
+    return Gelu(spec, spec.ffn_hidden, kernels)

@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from fastllm_core import _core
 from fastllm_train.ops.cross_entropy import become_gradient_, joined, losses_of
+from fastllm_train.ops.matmul import multiply_
 from fastllm_train.ops.registration import contiguous_capsule, define, stream_of
 
 __all__ = ["linear_cross_entropy", "linear_cross_entropy_sum"]
@@ -154,13 +155,13 @@ class _WeightedSum(torch.autograd.Function):
         for begin in range(0, rows, step):
             part = slice(begin, min(begin + step, rows))
             logits = buffer[: part.stop - begin]
-            torch.mm(hidden[part], weight.t(), out=logits)
+            multiply_(logits, hidden[part], weight.t())
             piece, lse = losses_of(logits, labels[part], ignore, first, group)
             losses.append(piece)
             if dhidden is not None or dweight is not None:
                 become_gradient_(logits, labels[part], lse, share[part], ignore, first)
             if dhidden is not None:
-                torch.mm(logits, weight, out=dhidden[part])
+                multiply_(dhidden[part], logits, weight)
             if dweight is not None:
                 dweight.add(logits, hidden[part])
         ctx.save_for_backward(dhidden, None if dweight is None else dweight.result())
@@ -181,17 +182,19 @@ class _WeightGradient:
     def __init__(self, weight: torch.Tensor, several: bool) -> None:
         self._dtype = weight.dtype
         wide = several and weight.dtype != torch.float32
-        self._sum = weight.new_zeros(weight.shape, dtype=torch.float32) if several else None
+        self._sum = weight.new_empty(weight.shape, dtype=torch.float32) if several else None
         self._part = None if several and not wide else weight.new_empty(weight.shape)
+        self._added = False
 
     def add(self, dlogits: torch.Tensor, hidden: torch.Tensor) -> None:
         if self._part is None:
             assert self._sum is not None
-            self._sum.addmm_(dlogits.t(), hidden)
-            return
-        torch.mm(dlogits.t(), hidden, out=self._part)
-        if self._sum is not None:
-            self._sum += self._part
+            multiply_(self._sum, dlogits.t(), hidden, accumulate=self._added)
+        else:
+            multiply_(self._part, dlogits.t(), hidden)
+            if self._sum is not None:
+                self._sum.add_(self._part) if self._added else self._sum.copy_(self._part)
+        self._added = True
 
     def result(self) -> torch.Tensor:
         if self._sum is None:
@@ -248,7 +251,7 @@ class _Logits:
         for begin in range(0, self.cols, self.step):
             part = self.weight[begin : begin + self.step]
             logits = self._buffer[: self.rows * part.shape[0]].view(self.rows, part.shape[0])
-            torch.mm(self.hidden, part.t(), out=logits)
+            multiply_(logits, self.hidden, part.t())
             yield begin, part, logits
 
 
@@ -313,9 +316,9 @@ def _bwd_kernel(
             stream_of(logits),
         )
         if need_weight:
-            torch.mm(logits.t(), hidden, out=dweight[begin : begin + part.shape[0]])
+            multiply_(dweight[begin : begin + part.shape[0]], logits.t(), hidden)
         if need_hidden and hidden.dtype == torch.float32:
-            total.addmm_(logits, part)
+            multiply_(total, logits, part, accumulate=True)
         elif need_hidden:
             total += logits @ part
     return total if hidden.dtype == torch.float32 else dhidden.copy_(total), dweight
