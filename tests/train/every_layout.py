@@ -15,9 +15,9 @@ import itertools
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from test_layout_training import BF16
@@ -40,6 +40,8 @@ from fastllm_train.refusals import refuse
 
 RECOMPUTE = ("none", "selective", "full")
 GLOBAL = 4
+JOB = 30
+T = TypeVar("T")
 OPTIMIZERS: dict[str, dict[str, Any]] = {"sgd": {}, "adamw": ADAMW}
 
 
@@ -70,10 +72,22 @@ def layouts(family: str, size: int) -> Iterator[tuple[str, dict[str, Any]]]:
             yield name, {**parallel, "recompute": recompute}
 
 
+def in_jobs(
+    run: Callable[[dict[str, Any], Path], dict[str, T]], all_of: dict[str, Any]
+) -> dict[str, T]:
+    """A job has a time limit: ``JOB`` layouts in each."""
+    found: dict[str, T] = {}
+    names = list(all_of)
+    for first in range(0, len(names), JOB):
+        with tempfile.TemporaryDirectory() as folder:
+            part = {name: all_of[name] for name in names[first : first + JOB]}
+            found |= run(part, Path(folder))
+    return found
+
+
 def double(found: dict[str, dict[str, Any]]) -> dict[str, float]:
     """Largest relative error of each layout."""
-    with tempfile.TemporaryDirectory() as folder:
-        errors = run_double(found, Path(folder))
+    errors = in_jobs(run_double, found)
     return {name: max(error.values()) for name, error in errors.items()}
 
 
@@ -87,8 +101,7 @@ def trained(found: dict[str, dict[str, Any]], precision: str) -> dict[str, float
         for name, layout in found.items()
         for optimizer, optim in optimizers.items()
     }
-    with tempfile.TemporaryDirectory() as folder:
-        trajectories = run_layouts(configs, Path(folder))
+    trajectories = in_jobs(run_layouts, configs)
     wanted: dict[tuple[Any, ...], Trajectory] = {}
     errors: dict[str, float] = {}
     for name, got in trajectories.items():

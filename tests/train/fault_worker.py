@@ -4,7 +4,8 @@ Usage: fault_worker.py LISTING.json OUT.json. A run's name says the fault: "pois
 whose loss is no number at POISON_AT, "planted…" does so on rank 1 only; "infinite…" has a gradient
 that is infinite there, on rank 1 only; "shifted…" passes over what a run that goes back from there
 passes over, "omitted…" over that one step; "full…" has no room for rank 1's second checkpoint (its
-files may not grow, by the kernel's limit). OUT: how each run ended.
+files may not grow, by the kernel's limit). OUT: how each run ended. In DeepSpeed's format the other
+rank is then left waiting: rank 1 says how it ended on stderr, and fails the job.
 """
 
 from __future__ import annotations
@@ -110,10 +111,14 @@ def main() -> None:
     join(place, "cpu")
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     loop.job_peak = lambda *_: Peak(1.0, "measured GEMM")  # a second a run
-    listing = json.loads(Path(sys.argv[1]).read_text())
-    endings = [{name: run(name, build_config(table)) for name, table in listing.items()}]
+    endings: dict[str, str] = {}
+    for name, table in json.loads(Path(sys.argv[1]).read_text()).items():
+        config = build_config(table)
+        endings[name] = run(name, config)
+        if name.startswith("full") and config.checkpoint.format == "deepspeed":
+            sys.exit(endings[name])
     gathered: list[Any] = [None] * place.world_size
-    dist.all_gather_object(gathered, endings[0])
+    dist.all_gather_object(gathered, endings)
     if place.rank == 0:
         Path(sys.argv[2]).write_text(json.dumps(gathered))
     dist.barrier()

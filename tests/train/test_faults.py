@@ -11,7 +11,7 @@ from typing import Any
 import fault_worker
 import pytest
 import torch
-from rank_job import run_ranks
+from rank_job import run_jobs
 from safetensors.torch import load_file
 from train_layouts import TINY, tiny_config
 
@@ -108,8 +108,15 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
     tables["from weights"]["model"]["weights"] = str(pretrained(tmp_path_factory.mktemp("hf")))
     tables["from weights"]["optim"]["lr"] = 1e-30  # the weights stay what they were
     (folder / "listing.json").write_text(json.dumps(tables))
+    zero1 = {"dp": 2, "zero_stage": 1}
+    last = {"full disk, deepspeed": table_of(folder / "ds", zero1, saves=DEEPSPEED)}
+    (folder / "last.json").write_text(json.dumps(last))
     out = folder / "endings.json"
-    run_ranks([fault_worker.__file__, str(folder / "listing.json"), str(out)], 2)
+    arguments = [[str(folder / f"{name}.json"), str(out)] for name in ("listing", "last")]
+    with pytest.raises(AssertionError) as failed:  # the last job's
+        run_jobs([(2, [fault_worker.__file__, *each]) for each in arguments])
+    (folder / "failed").write_text(str(failed.value))
+    assert out.exists(), failed.value
     return folder, json.loads(out.read_text())
 
 
@@ -266,6 +273,20 @@ def test_a_rank_that_cannot_write_ends_the_run_and_the_last_checkpoint_stays(
     assert second.startswith("UserError: the checkpoint of step 8 could not be written")
     assert "File too large" in second
     found = newest(folder / name / "checkpoints")
+    assert (found.step, found.rejected) == (4, ())
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_for_deepspeed_s_files_ends_the_rank_and_the_last_checkpoint_stays(
+    ran: tuple[Path, list[dict[str, str]]],
+) -> None:
+    """The launcher ends the other, which waits inside DeepSpeed."""
+    folder, _ = ran
+    log = (folder / "failed").read_text()
+    assert "fault_worker.py, rank 1 of 2:" in log
+    assert "UserError: the checkpoint of step 8 could not be written: [Errno 27]" in log
+    assert not list((folder / "ds/checkpoints/.saving").glob(".probe*"))
+    found = newest(folder / "ds/checkpoints")
     assert (found.step, found.rejected) == (4, ())
 
 

@@ -8,7 +8,10 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
+
+_PROBE_BYTES = 2**20
 
 
 def import_deepspeed(device: str) -> ModuleType:
@@ -50,11 +53,25 @@ def allow_fp16_on_cpu() -> None:
 
 
 @contextmanager
-def torch_writes() -> Iterator[None]:
-    """Makes ``OSError`` of what ``torch.save`` raises when it cannot write (a full disk, say)."""
+def torch_writes(folder: Path) -> Iterator[None]:
+    """Makes ``OSError`` of what ``torch.save`` raises when it cannot write into ``folder``. torch
+    does not say why ("unexpected pos 3456 vs 3348"); trying again, in Python, does."""
     try:
         yield
     except RuntimeError as error:
         if "inline_container" in str(error) or "PytorchStreamWriter" in str(error):
+            _write_a_little(folder)
             raise OSError(f"torch.save could not write: {error}") from error
         raise
+
+
+def _write_a_little(folder: Path) -> None:
+    """``OSError`` where the disk is full: of this, its own text names the reason."""
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(_PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        probe.unlink(missing_ok=True)

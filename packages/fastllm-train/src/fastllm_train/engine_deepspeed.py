@@ -247,7 +247,7 @@ class DeepSpeedEngine:
     def save(self, folder: Path, state: Mapping[str, Any]) -> None:
         if not self._portable:
             rng = {"rng": torch.get_rng_state()}
-            with torch_writes():
+            with torch_writes(folder.parent):
                 self._engine.save_checkpoint(
                     str(folder.parent),
                     tag=folder.name,
