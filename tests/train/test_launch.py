@@ -48,7 +48,7 @@ def records(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 def ranks_of(launcher: int) -> list[int]:
     """Processes of the job, by rank."""
-    found = {}
+    found: dict[int, int] = {}
     for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
         try:
             items = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
@@ -58,30 +58,60 @@ def ranks_of(launcher: int) -> list[int]:
     return [found[rank] for rank in sorted(found)]
 
 
-@pytest.mark.slow
-def test_a_killed_rank_is_started_again_and_the_run_finishes(config: Path, tmp_path: Path) -> None:
-    """torchrun's elastic agent: all ranks start again, resume, and train to the end."""
-    command = [sys.executable, "-m", "fastllm_train", "launch", str(config), "--max-restarts", "1"]
-    out = tmp_path / "out"
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+def kill_a_rank_and_wait(agents: list[list[str]], env: dict[str, str], out: Path) -> None:
+    """Start the agents of a job; kill the last rank of the last one behind the first checkpoint.
+    All ranks start again, resume, and train to the end."""
+    processes = [
+        subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) for command in agents
+    ]
     try:
         deadline = time.monotonic() + 120
         while not records(out, "checkpoint"):
-            assert process.poll() is None
+            assert all(process.poll() is None for process in processes)
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        os.kill(ranks_of(process.pid)[1], signal.SIGKILL)
-        log = process.communicate(timeout=150)[1]
+        os.kill(ranks_of(processes[-1].pid)[-1], signal.SIGKILL)
+        logs = [process.communicate(timeout=150)[1] for process in processes]
     finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 0, log[-4000:]
+        for process in processes:
+            process.kill()
+            process.wait()
+    for process, log in zip(processes, logs, strict=True):
+        assert process.returncode == 0, log[-4000:]
     first, second = records(out, "run")
     assert (first["resumed_from"], second["resumed_from"] % 5) == (None, 0)
     assert second["resumed_from"] >= 5
     assert {r["step"] for r in records(out, "step")} == set(range(1, STEPS + 1))
     assert (out / "checkpoints/latest").read_text().strip() == f"global_step{STEPS}"
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_started_again_and_the_run_finishes(config: Path, tmp_path: Path) -> None:
+    """By ``launch``, which becomes torchrun."""
+    command = [sys.executable, "-m", "fastllm_train", "launch", str(config), "--max-restarts", "1"]
+    kill_a_rank_and_wait([command], {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path / "out")
+
+
+@pytest.mark.thorough
+def test_torchrun_starts_a_killed_rank_again(config: Path, tmp_path: Path) -> None:
+    """Called as its users do, without ``--standalone``."""
+    torchrun = str(Path(sys.executable).with_name("torchrun"))
+    address = ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+    how = ["--nproc-per-node=2", "--max-restarts=1", *address]
+    command = [torchrun, *how, "-m", "fastllm_train", "run", str(config)]
+    kill_a_rank_and_wait([command], {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path / "out")
+
+
+@pytest.mark.thorough
+def test_two_nodes_torchrun_start_a_killed_rank_again(config: Path, tmp_path: Path) -> None:
+    """By the file that ``launch`` writes; the two nodes are this one."""
+    assert main(["launch", str(config), "--nodes", "2", "--out", str(tmp_path)]) == 0
+    script = tmp_path / "torchrun.sh"
+    here = script.read_text().replace(":29500", f":{free_port()}")
+    script.write_text(here.replace("--nnodes=2", "--nnodes=2 --local-addr=127.0.0.1"))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "PATH": path}
+    kill_a_rank_and_wait([["bash", str(script)]] * 2, env, tmp_path / "out")
 
 
 SRUN = """#!{python}
