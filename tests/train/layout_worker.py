@@ -20,10 +20,11 @@ from planted import left_out, left_out_once, replaced
 from train_layouts import FAMILIES, TINY, PackedSamples, samples_of, tiny_config
 
 from fastllm_planner.arch import ArchSpec, ParamSpec, iter_params
-from fastllm_train import context_parallel
+from fastllm_train import context_parallel, gradient_sums
 from fastllm_train.config import Config
 from fastllm_train.context_parallel import part_of_sequence
 from fastllm_train.data import read_step
+from fastllm_train.gradient_sums import GradientSums
 from fastllm_train.mesh import Mesh, build_mesh
 from fastllm_train.model_part import (
     activation_shape,
@@ -74,11 +75,13 @@ OF_EVERY_FAMILY: dict[int, dict[str, dict[str, Any]]] = {
     },
     8: {"tp2 pp2 dp2": {"tp": 2, "pp": 2, "dp": 2}},
 }
-# … and single ones.
+# … and single ones. "buckets": replicas' gradients are added up as the torch engine does it.
 OTHERS: dict[int, dict[str, dict[str, Any]]] = {
     2: {
         "mixtral: ep2 dp2": {"ep": 2, "dp": 2},
         "mixtral: ep2 dp2, full": {"ep": 2, "dp": 2, **FULL},
+        "llama: dp2, buckets": {"dp": 2},
+        "gpt2: cp2, buckets, full": {"cp": 2, **FULL},
         "one key head: tp2 sp": {"tp": 2, **SP},
         "biases: tp2": {"tp": 2},
         "biases: tp2 sp": {"tp": 2, **SP},
@@ -91,6 +94,9 @@ OTHERS: dict[int, dict[str, dict[str, Any]]] = {
     },
     4: {
         "odd depth: pp4": {"pp": 4},
+        "llama: tp2 dp2 sp, buckets": {"tp": 2, "dp": 2, **SP},
+        "gpt2: pp2 dp2, buckets": {"pp": 2, "dp": 2},
+        "mixtral: ep2 dp4, buckets": {"ep": 2, "dp": 4},
         "one key head: tp4 sp": {"tp": 4, **SP},
         "biases: tp4 sp": {"tp": 4, **SP},
         "qwen3: tp4 sp": {"tp": 4, **SP},
@@ -113,6 +119,7 @@ OTHERS: dict[int, dict[str, dict[str, Any]]] = {
     },
     8: {
         "llama: tp2 pp2 dp2 sp": {"tp": 2, "pp": 2, "dp": 2, **SP},
+        "gpt2: tp2 pp2 dp2, buckets": {"tp": 2, "pp": 2, "dp": 2},
         "llama: cp2 tp2 pp2": {"cp": 2, "tp": 2, "pp": 2},
         "mixtral: ep2 tp2 pp2": {"ep": 2, "dp": 2, "tp": 2, "pp": 2},
     },
@@ -188,7 +195,7 @@ def same_weights(mesh: Mesh, shared_out: bool) -> dist.ProcessGroup:
 
 
 def part_gradients(
-    config: Config, spec: ArchSpec, mesh: Mesh
+    config: Config, spec: ArchSpec, mesh: Mesh, buckets: bool
 ) -> tuple[float, dict[str, torch.Tensor], float]:
     """The same from this rank's part: loss on every rank, whole gradients of what it holds; 1.0 if
     the copies of one differ."""
@@ -208,21 +215,35 @@ def part_gradients(
     counts = mesh.last_stage and mesh.tp_rank == 0
     sums = torch.tensor([float(t[3].sum()) for t in tensors], dtype=torch.float64).sum() * counts
     dist.all_reduce(sums)
-    runner = Runner(
-        mesh, exchange, tied, part, lambda objective: objective.backward(), lambda _: None
-    )
+    by_name = {p.name: p for p in iter_params(spec)}
+    groups = {
+        name: same_weights(mesh, by_name[name].expert is not None and config.parallel.ep > 1)
+        for name, _ in part.named_parameters()
+    }
+    held = [(param, groups[name]) for name, param in part.named_parameters()] if buckets else []
+    own = GradientSums(held, torch.float64)
+    left = len(tensors)
+
+    def backward(objective: torch.Tensor) -> None:
+        nonlocal left
+        left -= 1
+        own.before_backward(last=left == 0)
+        objective.backward()
+
+    runner = Runner(mesh, exchange, tied, part, backward, lambda _: None)
     total = runner.run(tensors, 1 / float(sums)) * counts
     exchange.finish()
+    own.finish()
     dist.all_reduce(total)
-    by_name = {p.name: p for p in iter_params(spec)}
     grads: dict[str, torch.Tensor] = {}
     unequal = 0.0
     for name, param in part.named_parameters():
-        assert param.grad is not None, name
-        shared_out = by_name[name].expert is not None and config.parallel.ep > 1
-        unequal = max(unequal, float(copies_differ(spec, mesh, by_name[name], param.grad)))
-        dist.all_reduce(param.grad, group=same_weights(mesh, shared_out))
-        grads[name] = join_from_ranks(spec, mesh, by_name[name], param.grad)
+        grad = own.of(param)
+        assert grad is not None, name
+        unequal = max(unequal, float(copies_differ(spec, mesh, by_name[name], grad)))
+        if not buckets:
+            dist.all_reduce(grad, group=groups[name])
+        grads[name] = join_from_ranks(spec, mesh, by_name[name], grad)
     return float(total / sums), grads, unequal
 
 
@@ -232,7 +253,9 @@ def error_of(name: str, layout: dict[str, Any]) -> dict[str, float]:
     config = config_of(name, layout)
     spec = config.model.resolve()
     loss, want = whole_gradients(name.split(":")[0], spec)
-    got_loss, got, unequal = part_gradients(config, spec, build_mesh(config.parallel))
+    got_loss, got, unequal = part_gradients(
+        config, spec, build_mesh(config.parallel), buckets="buckets" in name
+    )
     total = torch.stack([g.norm() for g in want.values()]).norm()
     # A bias on GPT-2's keys has no effect: its gradient is rounding, compared with the whole.
     worst = max(
@@ -246,6 +269,15 @@ def no_offset(cut: Callable[..., Any], array: Any, mesh: Mesh) -> Any:
     part = cut(array, mesh)
     is_positions = array.shape[1] > 1 and bool((array == range(array.shape[1])).all())
     return part - part[:, :1] if is_positions else part
+
+
+def left_out_of(bucket: int) -> Callable[..., Any]:
+    """In place of ``GradientSums._reduce``: one bucket stays as it is on each rank."""
+
+    def reduce(kept: Callable[..., Any], sums: Any, flat: torch.Tensor, group: Any) -> Any:
+        return None if flat is sums._buckets[bucket].flat else kept(sums, flat, group)
+
+    return reduce
 
 
 # What is done wrong → (layout of 4 processes, what to replace, by a function of it and its
@@ -288,6 +320,12 @@ BROKEN: dict[str, tuple[str, Any, str, Callable[..., Any]]] = {
         "same_weights",
         lambda _same, mesh, _shared_out: mesh.data_group,
     ),
+    "without the sum of one bucket": (
+        "gpt2: pp2 dp2, buckets",
+        GradientSums,
+        "_reduce",
+        left_out_of(1),
+    ),
 }
 
 
@@ -300,6 +338,7 @@ def broken_error(what: str) -> dict[str, float]:
 def main() -> None:
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
+    gradient_sums.BUCKET_BYTES = 64 * 1024  # several in a tiny model
     world_size = dist.get_world_size()
     found = {name: error_of(name, layout) for name, layout in LAYOUTS[world_size].items()}
     if world_size == 4:

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from layout_worker import left_out_of
 from planted import left_out, left_out_once, replaced
 from rank_job import Job, run_jobs
 from train_layouts import Trajectory, samples_of
 
+from fastllm_train import gradient_sums
 from fastllm_train.config import Config, build_config, to_table
 from fastllm_train.data import read_step
 from fastllm_train.engine_choice import build_engine
@@ -54,6 +56,11 @@ def mean_of_means(tensors: Any, engine: Any, batch: Any) -> list[torch.Tensor]:
     return [*rest, mask / mask.sum().clamp(min=1)]
 
 
+def weights_of_the_model(restore: Any, states: Any, param: Any, weight: Any, moments: Any) -> None:
+    """The master is what the model's bf16 weight says."""
+    restore(states, param, weight.bfloat16(), moments)
+
+
 def saved_again(config: Config, name: str) -> Path:
     """Where a run that starts from a portable checkpoint saves before its first step."""
     return Path(config.run.out) / name / f"global_step{SAVE_AT}"
@@ -65,7 +72,10 @@ def planted(name: str) -> Iterator[None]:
     from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 
     import fastllm_train.engine_deepspeed as module
-    from fastllm_train import deepspeed_config
+    from fastllm_train import deepspeed_config, engine_torch
+    from fastllm_train.engine_torch import TorchEngine
+    from fastllm_train.gradient_sums import GradientSums
+    from fastllm_train.master_weights import MasterWeights
     from fastllm_train.tensor_parallel import apply, layers
 
     engine, states = module.DeepSpeedEngine, module.EngineStates
@@ -79,6 +89,10 @@ def planted(name: str) -> Iterator[None]:
         "mean of means": [(engine, "_tensors", mean_of_means)],
         "no sum": [(apply, "sum_over_ranks", left_out_once())],
         "no norm sum": [(layers, "sum_gradient", left_out)],
+        "one bucket left": [(GradientSums, "_reduce", left_out_of(1))],
+        "torch mean of means": [(TorchEngine, "_tensors", mean_of_means)],
+        "all copies counted": [(engine_torch, "counts_here", lambda *_: True)],
+        "no master": [(MasterWeights, "restore", weights_of_the_model)],
         "no adam step": [(states, "begin_restore", steps_from_zero)],
         "zero0 as it is": zero_0_in_bf16,
         "zero0 without its step": [
@@ -169,6 +183,7 @@ def main() -> None:
     place = place_from_env(os.environ)
     assert place is not None
     join(place, "cpu")
+    gradient_sums.BUCKET_BYTES = 32 * 1024  # several in a tiny model
     for name, table in json.loads(listing.read_text()).items():
         with planted(name):
             result = _run(name, build_config(table))

@@ -49,7 +49,7 @@ class TorchEngine:
         self._device = torch.device(device)
         self._mesh = mesh = build_mesh(config.parallel)
         dtype = config.precision.torch_dtype
-        self._part = part = build_part(config, spec, mesh)
+        self._model = part = build_part(config, spec, mesh)
         copy = materialise(part, self._device, dtype)
         if start is None:
             cut = partial(cut_to_rank, spec, mesh)
@@ -111,10 +111,10 @@ class TorchEngine:
 
     def evaluate(self, batches: Sequence[MicroBatch]) -> tuple[float, float]:
         tensors = [self._tensors(batch) for batch in batches]
-        self._part.eval()
+        self._model.eval()
         total = self._runner(lambda _: None, lambda _: None).evaluate(tensors)
         self._exchange.finish()
-        self._part.train()
+        self._model.train()
         weight = global_weight(tensors, self._mesh, self._device)
         return global_sum([float(total)], self._mesh, self._device)[0], weight
 
@@ -150,7 +150,7 @@ class TorchEngine:
         self, backward: Callable[[torch.Tensor], object], lap: Callable[[str], None]
     ) -> Runner:
         return Runner(
-            self._mesh, self._exchange, self._tied, self._part, backward, lambda _: None, lap
+            self._mesh, self._exchange, self._tied, self._model, backward, lambda _: None, lap
         )
 
     def _tensors(self, batch: MicroBatch) -> list[torch.Tensor]:

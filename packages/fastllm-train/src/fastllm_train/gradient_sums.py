@@ -52,7 +52,6 @@ class GradientSums:
         self,
         parameters: Sequence[tuple[nn.Parameter, dist.ProcessGroup]],
         dtype: torch.dtype,
-        bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
         self._parameters = [param for param, _ in parameters]
         self._last = False
@@ -62,7 +61,7 @@ class GradientSums:
         self._places: dict[nn.Parameter, _Place] = {}
         separate = [(p, group) for p, group in parameters if group.size() > 1 or p.dtype != dtype]
         for group, members in _by_group(separate):
-            self._lay_out(members, group, dtype, bucket_bytes)
+            self._lay_out(members, group, dtype)
         for param in self._places:
             param.register_post_accumulate_grad_hook(self._ready)
 
@@ -102,7 +101,6 @@ class GradientSums:
         members: Sequence[nn.Parameter],
         group: dist.ProcessGroup,
         dtype: torch.dtype,
-        bucket_bytes: int,
     ) -> None:
         step = ALIGNED_TO // dtype.itemsize
         sizes = [-(-param.numel() // step) * step for param in members]
@@ -112,7 +110,7 @@ class GradientSums:
         for index, (param, size) in enumerate(zip(members, sizes, strict=True)):
             pending.append(param)
             end += size
-            whole = (end - start) * dtype.itemsize >= bucket_bytes
+            whole = (end - start) * dtype.itemsize >= BUCKET_BYTES
             if not whole and index < len(members) - 1:
                 continue
             bucket = _Bucket(buffer[start:end], group, len(pending), len(pending))

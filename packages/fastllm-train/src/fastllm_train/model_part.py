@@ -6,9 +6,11 @@ So no rank ever holds more than its part, and ``check`` builds any rank's part o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from fastllm_planner.arch import ArchSpec, ParamSpec, iter_params
 from fastllm_train.config import Config
@@ -44,6 +46,20 @@ def whole_model(config: Config, spec: ArchSpec) -> TrainingModel:
     return model
 
 
+class _Uninitialised(TorchFunctionMode):
+    """While entered, modules leave their parameters as they are. Without memory there is nothing
+    to fill; and for random numbers on the meta device torch 2.13 imports its compiler, which takes
+    seconds and 0.1 GiB."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def build_part(
     config: Config,
     spec: ArchSpec,
@@ -52,7 +68,7 @@ def build_part(
 ) -> TrainingModel | PipelineStage:
     """The part of rank ``mesh.at``, without memory. ``prepare`` sees it before tensor and context
     parallelism are wired around its modules. Collective."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialised():
         model = whole_model(config, spec)
     parallel = config.parallel
     if parallel.pp > 1:
