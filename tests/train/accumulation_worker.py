@@ -17,7 +17,7 @@ from train_layouts import samples_of, tiny_config
 from fastllm_train.config import Config
 from fastllm_train.data import MicroBatch, read_step
 from fastllm_train.distributed import join, leave, place_from_env
-from fastllm_train.engine_deepspeed import DeepSpeedEngine
+from fastllm_train.engine_choice import build_engine
 from fastllm_train.models.decoder import Decoder, TrainingModel
 from fastllm_train.models.initialise import initialise
 from fastllm_train.models.kernels import FUSED
@@ -25,7 +25,7 @@ from fastllm_train.models.kernels import FUSED
 SETTINGS = {
     f"{accumulate}, zero {stage}": (accumulate, stage)
     for accumulate in ("model", "fp32")
-    for stage in (1, 2, 3)
+    for stage in (0, 1, 2, 3)  # 0: the torch engine
 }
 
 
@@ -35,6 +35,7 @@ def config_of(accumulate: str, stage: int) -> Config:
         precision={"dtype": "bf16", "accumulate": accumulate},
         batch={"micro": 1, "global": 32},
         optim={"name": "sgd", "lr": 1.0, "clip": 0.0, "weight_decay": 0.0},
+        speed={"engine": "auto"},
     )
 
 
@@ -57,7 +58,7 @@ def expected(config: Config, batches: list[MicroBatch]) -> dict[str, torch.Tenso
 
 
 def worst(config: Config, want: dict[str, torch.Tensor], mine: list[MicroBatch]) -> float:
-    engine = DeepSpeedEngine(config, config.model.resolve(), "cpu")
+    engine = build_engine(config, config.model.resolve(), "cpu")
     before = {name: weight.clone() for name, weight in engine.master_parameters()}
     engine.train_step(mine, 1.0, stop=False)
     after = dict(engine.master_parameters())

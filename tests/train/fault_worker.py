@@ -16,6 +16,7 @@ import resource
 import signal
 import sys
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import torch.distributed as dist
 from fastllm_train import loop
 from fastllm_train.config import Config, build_config
 from fastllm_train.engine import StepOutcome
+from fastllm_train.engine_choice import build_engine
 from fastllm_train.engine_deepspeed import DeepSpeedEngine
 from fastllm_train.errors import PeerError, UserError
 from fastllm_train.peak import Peak
@@ -61,7 +63,7 @@ def run(name: str, config: Config) -> str:
         "omitted": passing_over(POISON_AT, GLOBAL),
     }
     loop.read_step = readers.get(name.split()[0], read_step)
-    engines = {"infinite": InfiniteGradient, "full": FullDisk}
+    engines = {"infinite": infinite_gradient, "full": FullDisk}
     loop.build_engine = engines.get(name.split()[0], build)
     try:
         ending = loop.train(config, config.model.resolve(), "cpu", loop.StopRequest())
@@ -74,21 +76,22 @@ def run(name: str, config: Config) -> str:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
-class InfiniteGradient(DeepSpeedEngine):
-    """One parameter's gradient is infinite in the sixth step, on rank 1."""
+def infinite_gradient(config: Config, *arguments: Any) -> Any:
+    """An engine in which one parameter's gradient is infinite in the sixth step, on rank 1."""
+    engine: Any = build_engine(config, *arguments)
+    train_step, steps = engine.train_step, count(1)
 
-    steps = 0
-
-    def train_step(self, *arguments: Any, **more: Any) -> StepOutcome:
-        self.steps += 1
-        last = list(self._model.parameters())[-1]
-        hook = last.register_hook(
-            lambda grad: grad * float("inf") if self.steps == 6 and dist.get_rank() == 1 else grad
-        )
+    def with_infinity(*arguments: Any, **more: Any) -> StepOutcome:
+        bad = next(steps) == 6 and dist.get_rank() == 1
+        last = list(engine._model.parameters())[-1]
+        hook = last.register_hook(lambda grad: grad * float("inf") if bad else grad)
         try:
-            return super().train_step(*arguments, **more)
+            return train_step(*arguments, **more)
         finally:
             hook.remove()
+
+    engine.train_step = with_infinity
+    return engine
 
 
 class FullDisk(DeepSpeedEngine):

@@ -49,6 +49,8 @@ def table_of(folder: Path, parallel: dict[str, Any], **sections: Any) -> dict[st
 
 BACKGROUND = {"format": "portable", "background": True}
 DEEPSPEED = {"format": "deepspeed"}
+TORCH = {"engine": "torch"}
+ENGINES = {"torch bf16": {"speed": TORCH}}
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "poisoned portable": ({"dp": 2, "zero_stage": 1}, {"saves": BACKGROUND, "spikes": REWIND}),
     "shifted portable": ({"dp": 2, "zero_stage": 1}, {"saves": {"format": "portable"}}),
@@ -56,17 +58,26 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "shifted zero3": ({"dp": 2, "zero_stage": 3}, {"saves": {"format": "portable"}}),
     "poisoned deepspeed": ({"pp": 2, "zero_stage": 1}, {"saves": DEEPSPEED, "spikes": REWIND}),
     "shifted deepspeed": ({"pp": 2, "zero_stage": 1}, {"saves": DEEPSPEED}),
+    "poisoned torch": (
+        {"dp": 2, "zero_stage": 0},
+        {"saves": BACKGROUND, "spikes": REWIND, "speed": TORCH},
+    ),
+    "shifted torch": ({"dp": 2, "zero_stage": 0}, {"saves": BACKGROUND, "speed": TORCH}),
     "poisoned stop": ({"dp": 2, "zero_stage": 1}, {"saves": BACKGROUND}),
     "from weights": ({"pp": 2, "zero_stage": 1}, {"saves": {"format": "portable"}}),
     "full disk": ({"dp": 2, "zero_stage": 1}, {"saves": BACKGROUND}),
     "full disk, in turn": ({"dp": 2, "zero_stage": 1}, {"saves": {"format": "portable"}}),
     **{
-        f"{kind} {name}": ({**layout, "zero_stage": stage}, {"precision": {"dtype": dtype}, **more})
+        f"{kind} {name}": (
+            {**layout, "zero_stage": stage},
+            {"precision": {"dtype": dtype}, **ENGINES.get(name, {}), **more},
+        )
         for name, layout, stage, dtype in (
             ("zero0 fp32", {"dp": 2}, 0, "fp32"),
             ("zero1 bf16", {"dp": 2}, 1, "bf16"),
             ("zero3 bf16", {"dp": 2}, 3, "bf16"),
             ("pp2 fp32", {"pp": 2}, 1, "fp32"),
+            ("torch bf16", {"dp": 2}, 0, "bf16"),
         )
         for kind, more in (
             ("planted", {"spikes": SKIP}),
@@ -132,7 +143,7 @@ def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["portable", "zero3", "deepspeed"])
+@pytest.mark.parametrize("form", ["portable", "zero3", "deepspeed", "torch"])
 def test_going_back_equals_never_having_read_those_samples(
     form: str, ran: tuple[Path, list[dict[str, str]]]
 ) -> None:
@@ -150,7 +161,9 @@ def test_going_back_equals_never_having_read_those_samples(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["zero0 fp32", "zero1 bf16", "zero3 bf16", "pp2 fp32"])
+@pytest.mark.parametrize(
+    "layout", ["zero0 fp32", "zero1 bf16", "zero3 bf16", "pp2 fp32", "torch bf16"]
+)
 @pytest.mark.parametrize("kind", ["planted", "infinite"])
 def test_one_rank_s_bad_number_leaves_out_the_update_on_all(
     kind: str, layout: str, ran: tuple[Path, list[dict[str, str]]]
