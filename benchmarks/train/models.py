@@ -305,10 +305,8 @@ def torch_dtype(name: str) -> torch.dtype:
 
 def alone() -> None:
     """torch.distributed's environment for a job of one process."""
-    from fastllm_train.launch import free_port
-
     place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    os.environ.update(place, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    os.environ.update(place, MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
 
 
 def stand_in(name: str) -> types.ModuleType:

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from layout_worker import config_of, filled
 
+from fastllm_train.distributed import enter_group, place_from_env
 from fastllm_train.mesh import build_mesh
 from fastllm_train.model_part import build_part, materialise
 from fastllm_train.models.decoder import TrainingModel
@@ -62,7 +63,9 @@ def compare(layout: dict[str, Any], backend: str) -> dict[str, float]:
 
 
 def main() -> None:
-    dist.init_process_group("gloo")
+    place = place_from_env(os.environ)
+    assert place is not None
+    enter_group(place, "gloo")
     torch.set_num_threads(1)
     found = {name: compare(*run) for name, run in RUNS.items()}
     if dist.get_rank() == 0:

@@ -24,6 +24,7 @@ from fastllm_train import context_parallel, gradient_sums
 from fastllm_train.config import Config
 from fastllm_train.context_parallel import part_of_sequence
 from fastllm_train.data import read_step
+from fastllm_train.distributed import enter_group, place_from_env
 from fastllm_train.gradient_sums import GradientSums
 from fastllm_train.mesh import Mesh, build_mesh
 from fastllm_train.model_part import (
@@ -336,7 +337,9 @@ def broken_error(what: str) -> dict[str, float]:
 
 
 def main() -> None:
-    dist.init_process_group("gloo")
+    place = place_from_env(os.environ)
+    assert place is not None
+    enter_group(place, "gloo")
     torch.set_num_threads(1)
     gradient_sums.BUCKET_BYTES = 64 * 1024  # several in a tiny model
     world_size = dist.get_world_size()

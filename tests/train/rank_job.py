@@ -7,10 +7,13 @@ A worker is a script of this folder with a ``main`` that reads ``sys.argv``.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,7 +22,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastllm_train.launch import free_port, worker_environment
+from fastllm_train.launch import listening_socket, worker_environment
 
 Job = tuple[int, list[str]]
 # (DeepSpeed's engine and recomputation bring the compiler.)
@@ -77,15 +80,28 @@ def fork_ranks(job: Job, folder: Path) -> dict[int, int]:
     """Process id → rank; each one's log is the file of its number in ``folder``."""
     world_size, (file, *arguments) = job
     module = importlib.import_module(Path(file).stem)
-    port = free_port()
     ranks: dict[int, int] = {}
-    for rank in range(world_size):
-        pid = os.fork()
-        if pid == 0:
-            environment = worker_environment(os.environ, rank, world_size, port)
-            _become(module.main, [file, *arguments], environment, folder / str(rank))
-        ranks[pid] = rank
+    with listening_socket() as listening:
+        port, fd = listening.getsockname()[1], listening.fileno()
+        for rank in range(world_size):
+            pid = os.fork()
+            if pid == 0:
+                if rank > 0:
+                    listening.close()  # rank 0 alone keeps it: where that is gone, nobody listens
+                environment = worker_environment(os.environ, rank, world_size, port, store_fd=fd)
+                _become(module.main, [file, *arguments], environment, folder / str(rank))
+            ranks[pid] = rank
     return ranks
+
+
+def free_port() -> int:
+    """For launchers of others, which can take nothing but a number: below the ports that the system
+    gives to connections, so that only another test could take it first."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _become(main: object, arguments: list[str], environment: dict[str, str], log: Path) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rank_job import free_port
 from train_layouts import TINY
 
 from fastllm_train.__main__ import main
-from fastllm_train.launch import free_port
 from fastllm_train.toml_text import to_toml
 
 STEPS = 30

@@ -17,7 +17,7 @@ import pytest
 from fastllm_train.data import SampleSource, SyntheticSamples, read_step
 from fastllm_train.errors import UserError
 from fastllm_train.layout import BatchConfig
-from fastllm_train.prefetch import StepReader
+from fastllm_train.prefetch import STEPS_AHEAD, StepReader
 
 GROWING = BatchConfig(2, 12, 16, (4, 4, 20))
 
@@ -76,7 +76,9 @@ def test_a_scheduler_s_notice_does_not_end_a_worker() -> None:
     (worker,) = set(multiprocessing.active_children()) - before
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGTERM)
-    time.sleep(0.2)
-    assert [len(ahead.read(consumed)) for consumed in (4, 8, 12)] == [1, 1, 2]
+    consumed = 0
+    for _ in range(STEPS_AHEAD + 3):  # more than were read before the signal
+        consumed += GROWING.size_at(consumed)
+        assert len(ahead.read(consumed)) == GROWING.size_at(consumed) // 4
     assert worker.is_alive()
     ahead.close()

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from rank_job import free_port
 from train_layouts import TINY
 
 from fastllm_planner.arch import count_params, spec_from_dict
 from fastllm_planner.flops import model_flops_per_token
 from fastllm_train.__main__ import main
 from fastllm_train.cli.app import VERBS, VerbGroup
-from fastllm_train.launch import free_port
 from fastllm_train.report import read_metrics, report
 from fastllm_train.toml_text import to_toml
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import queue
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hang_worker
 import pytest
 
 from fastllm_train import watchdog
-from fastllm_train.launch import free_port, worker_environment
+from fastllm_train.launch import listening_socket, worker_environment
 from fastllm_train.watchdog import EXIT_STATUS, REPORT, Standing, Watchdog, describe
+
+FAILS_S = 60.0  # what is waited for has then not come
 
 
 @pytest.mark.slow
@@ -22,17 +27,19 @@ from fastllm_train.watchdog import EXIT_STATUS, REPORT, Standing, Watchdog, desc
 def test_a_rank_that_hangs_is_named_with_the_operation_the_others_wait_in(
     fault: str, tmp_path: Path
 ) -> None:
-    port = free_port()
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, hang_worker.__file__, str(tmp_path), fault],
-            env=worker_environment(env, rank, 2, port),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    with listening_socket() as listening:
+        port, fd = listening.getsockname()[1], listening.fileno()
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, hang_worker.__file__, str(tmp_path), fault],
+                env=worker_environment(env, rank, 2, port, store_fd=fd),
+                pass_fds=(fd,) if rank == 0 else (),
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(2)
+        ]
     try:
         log = ranks[0].communicate(timeout=120)[1]
     finally:
@@ -50,48 +57,93 @@ def test_a_rank_that_hangs_is_named_with_the_operation_the_others_wait_in(
         assert "rank 1: no sign (stopped, frozen, or gone)" in report
 
 
-def test_a_rank_that_goes_on_is_left_alone(tmp_path: Path) -> None:
-    ended: list[int] = []
-    watching = Watchdog(tmp_path, 0, 1, 0.4, grace_s=0.1, end=ended.append)
+class Clock:
+    """The watchdog's: it stands still until it is moved, and counts how often it is looked at."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._looks, self._changed = 0, threading.Condition()
+
+    def monotonic(self) -> float:
+        with self._changed:
+            if threading.current_thread() is not threading.main_thread():
+                self._looks += 1
+                self._changed.notify_all()
+            return self.now
+
+    def move(self, seconds: float) -> None:
+        """And wait until the watching thread has seen it."""
+        with self._changed:
+            self.now += seconds
+            enough = self._looks + 2  # the first may have been under way
+            assert self._changed.wait_for(lambda: self._looks >= enough, timeout=FAILS_S)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    times = SimpleNamespace(monotonic=found.monotonic, time=time.time, sleep=time.sleep)
+    monkeypatch.setattr(watchdog, "time", times)
+    return found
+
+
+def test_a_rank_that_goes_on_is_left_alone(tmp_path: Path, clock: Clock) -> None:
+    ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+    watching = Watchdog(tmp_path, 0, 1, 0.4, grace_s=0.1, end=ended.put)
     watching.start()
-    for step in range(10):
+    for step in range(5):
         watching.note("a part", step)
-        time.sleep(0.1)
-    assert not ended
-    time.sleep(1.0)
-    assert ended == [EXIT_STATUS]
+        clock.move(0.39)
+    assert ended.empty()
+    clock.now += 0.02
+    assert ended.get(timeout=FAILS_S) == EXIT_STATUS
 
 
-def test_a_save_may_take_longer_than_a_step(tmp_path: Path) -> None:
-    ended: list[int] = []
-    watching = Watchdog(tmp_path, 0, 1, 0.2, grace_s=0.1, end=ended.append)
+def test_a_save_may_take_longer_than_a_step(tmp_path: Path, clock: Clock) -> None:
+    ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+    watching = Watchdog(tmp_path, 0, 1, 0.2, grace_s=0.1, end=ended.put)
     watching.start()
     watching.note("the step's update", limit_s=30.0)
-    time.sleep(1.0)
-    assert not ended
+    clock.move(29.0)
+    assert ended.empty()
     watching.note("the step before", 2)  # the save is over: the ordinary time-out again
-    time.sleep(1.0)
-    assert ended == [EXIT_STATUS]
+    clock.move(0.1)
+    assert ended.empty()
+    clock.now += 0.2
+    assert ended.get(timeout=FAILS_S) == EXIT_STATUS
 
 
 def test_no_rank_ends_before_the_report_is_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A rank that goes breaks the connections of the one that writes the report."""
+    may_write, awaited = threading.Event(), threading.Event()
 
     def slow(*arguments: Any) -> str:
-        time.sleep(0.3)
+        assert may_write.wait(FAILS_S)
         return describe(*arguments)
 
+    def looked_for(file: Path, newer_than_s: float) -> bool:
+        if file.name == REPORT:
+            awaited.set()
+        return is_recent(file, newer_than_s)
+
+    is_recent = watchdog._is_recent
     monkeypatch.setattr(watchdog, "describe", slow)
-    report, seen = tmp_path / "hang" / REPORT, []
+    monkeypatch.setattr(watchdog, "_is_recent", looked_for)
+    report = tmp_path / "hang" / REPORT
+    seen: list[bool] = []
     ranks = [
-        Watchdog(tmp_path, rank, 2, 0.2, grace_s=5.0, end=lambda _: seen.append(report.exists()))
+        Watchdog(
+            tmp_path, rank, 2, 0.1, grace_s=FAILS_S, end=lambda _: seen.append(report.exists())
+        )
         for rank in range(2)
     ]
     for rank in ranks:
         rank.start()
-    time.sleep(0.4)  # both report by now
+    assert awaited.wait(FAILS_S)  # rank 1 has spoken; rank 0 has it to say what it has found
+    assert not seen
+    may_write.set()
     for rank in ranks:
         rank.stop()
     assert seen == [True, True]

@@ -10,6 +10,9 @@ from datetime import timedelta
 from fastllm_train.errors import UserError
 
 TIMEOUT = timedelta(minutes=10)
+# The number of the socket that rank 0's store listens at, where the launcher hands one over.
+STORE_FD = "FASTLLM_STORE_FD"
+NO_FD = -1  # on the other ranks
 MARGIN = 1.5  # the watchdog reports before a collective operation gives up
 
 
@@ -83,8 +86,8 @@ def join(place: Place, device: str, longest_wait_s: float = 0.0) -> None:
         torch.cuda.set_device(place.local_rank)
     backend = "nccl" if device == "cuda" else "gloo"
     timeout = max(TIMEOUT, timedelta(seconds=MARGIN * longest_wait_s))
-    if _restarted_by_torchrun(os.environ):
-        _join_anew(place, backend, timeout)
+    if STORE_FD in os.environ or _restarted_by_torchrun(os.environ):
+        enter_group(place, backend, timeout)
     else:
         dist.init_process_group(
             backend, rank=place.rank, world_size=place.world_size, timeout=timeout
@@ -100,17 +103,28 @@ def _restarted_by_torchrun(env: Mapping[str, str]) -> bool:
     )
 
 
-def _join_anew(place: Place, backend: str, timeout: timedelta) -> None:
-    """torchrun (torch 2.13) keeps one store for all its restarts, and ranks that start again would
-    read the addresses of the dead ones there: each start gets keys of its own."""
+def enter_group(place: Place, backend: str, timeout: timedelta = TIMEOUT) -> None:
+    """Make torch.distributed's process group, where torch's own way by the environment would miss
+    what this launcher or torchrun does."""
     import torch.distributed as dist
-    from torch._C._distributed_c10d import PrefixStore, TCPStore
+    from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(host, port, is_master=False, timeout=timeout)
-    attempt = PrefixStore(f"start_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    fd = int(os.environ.pop(STORE_FD, NO_FD))  # no process that this one starts has it
+    store: Store = TCPStore(
+        host,
+        port,
+        is_master=fd != NO_FD,
+        timeout=timeout,
+        wait_for_workers=False,
+        master_listen_fd=None if fd == NO_FD else fd,
+    )
+    if _restarted_by_torchrun(os.environ):
+        # torchrun (torch 2.13) keeps one store for all its restarts, and ranks that start again
+        # would read the addresses of the dead ones there: each start gets keys of its own.
+        store = PrefixStore(f"start_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     dist.init_process_group(
-        backend, store=attempt, rank=place.rank, world_size=place.world_size, timeout=timeout
+        backend, store=store, rank=place.rank, world_size=place.world_size, timeout=timeout
     )
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from fastllm_train.distributed import threads_per_process
+from fastllm_train.distributed import NO_FD, STORE_FD, threads_per_process
 from fastllm_train.errors import UserError
 
 POLL_S = 0.1
@@ -33,9 +33,13 @@ def worker_environment(
     world_size: int,
     port: int,
     allocator: Literal["fast", "compact"] = "fast",
+    *,
+    store_fd: int | None = None,
 ) -> dict[str, str]:
     """torch.distributed's variables for one process of a single-machine job, and
-    ``speed_settings``."""
+    ``speed_settings``. ``store_fd``: rank 0 inherits a socket that listens at ``port`` by this
+    number."""
+    handed = {} if store_fd is None else {STORE_FD: str(store_fd if rank == 0 else NO_FD)}
     return {
         **env,
         "RANK": str(rank),
@@ -46,6 +50,7 @@ def worker_environment(
         "MASTER_PORT": str(port),
         **speed_settings(env, world_size, allocator),
         LAUNCHER_PID: str(os.getpid()),
+        **handed,
     }
 
 
@@ -63,10 +68,12 @@ def speed_settings(
     }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def listening_socket() -> socket.socket:
+    """At a port that was free, for rank 0 to inherit. A port that is only looked up can be taken by
+    another program before rank 0 has started."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.set_inheritable(True)
+    return listening
 
 
 def launch(
@@ -76,14 +83,14 @@ def launch(
 
     Returns 0 when all ended with 0, else the first failure's status; a line names its rank.
     """
-    port = free_port()
     command = [sys.executable, "-m", "fastllm_train", *arguments]
-    workers = [
-        subprocess.Popen(
-            command, env=worker_environment(os.environ, rank, world_size, port, allocator)
-        )
-        for rank in range(world_size)
-    ]
+    workers: list[subprocess.Popen[bytes]] = []
+    with listening_socket() as listening:
+        port, fd = listening.getsockname()[1], listening.fileno()
+        for rank in range(world_size):
+            env = worker_environment(os.environ, rank, world_size, port, allocator, store_fd=fd)
+            inherited = (fd,) if rank == 0 else ()
+            workers.append(subprocess.Popen(command, env=env, pass_fds=inherited))
     previous = {
         number: signal.signal(number, lambda n, _: _signal_all(workers, n))
         for number in (signal.SIGTERM, signal.SIGINT)

@@ -50,9 +50,9 @@ def command(config: Path, overrides: tuple[str, ...], fresh: bool) -> int:
         status = launch(arguments, world_size, allocator)
         sys.stdout.flush()
         return status
-    from fastllm_train.launch import free_port, worker_environment
+    from fastllm_train.launch import worker_environment
 
-    os.environ.update(worker_environment(os.environ, 0, 1, free_port()))
+    os.environ.update(worker_environment(os.environ, 0, 1, port=0))  # nobody else has to know it
     from fastllm_train.session import run_rank
 
     alone = place_from_env(os.environ)
