@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from fastllm_planner.arch import count_params, preset
 from fastllm_train.__main__ import main
 from fastllm_train.config import build_config
 from fastllm_train.errors import UserError
-from fastllm_train.migrate.megatron_config import migrate
-from fastllm_train.migrate.shell_script import training_command
+from fastllm_train.migrate.megatron_config import migrate, read_options
+from fastllm_train.migrate.shell_script import Command, training_command
 
 # The options of a Megatron-DeepSpeed pre-training of LLaMA-2.
 LLAMA = """#!/bin/bash
@@ -82,7 +83,7 @@ OPTIONS=(
     --global-batch-size ${GLOBAL_BATCH_SIZE}
     --num-layers 12 --hidden-size 768 --num-attention-heads 12
     --seq-length ${SEQ_LEN} --max-position-embeddings ${SEQ_LEN}
-    --train-tokens ${TRAIN_TOKENS}
+    --train-tokens ${TRAIN_TOKENS} --train-samples ${TRAIN_SAMPLES}
     --lr 6.0e-4 --min-lr 1.0e-6 --lr-decay-style cosine
     --split 949,50,1
     --log-interval 10 --eval-interval 100 --eval-iters 10 --save-interval 10000
@@ -109,6 +110,7 @@ def test_llama_s_script_becomes_the_preset_s_model_and_the_script_s_layout() -> 
     table, notes = table_of(LLAMA, vocab=32000)
     assert notes == []
     config = build_config(table)
+    assert (config.eval.every, config.eval.samples) == (1000, 10 * 512)
     assert count_params(config.model.resolve()) == count_params(preset("llama-2-7b"))
     parallel = config.parallel
     assert (parallel.tp, parallel.pp, parallel.dp, parallel.zero_stage) == (2, 2, 4, 0)
@@ -131,7 +133,8 @@ def test_gpt_s_script_and_what_it_cannot_carry_over() -> None:
     assert spec.qkv_bias
     assert spec.init_std == 0.014
     assert config.parallel.dp == 8
-    assert config.schedule.steps == round(3e11 / (256 * 2048))
+    assert config.schedule.steps == round(3e11 / (256 * 2048))  # over before --train-samples
+    assert (config.data.workers, config.logging.tensorboard) == (0, True)
     assert config.schedule.warmup_steps == round(375e6 / (256 * 2048))
     text = "\n".join(notes)
     assert (config.precision.dtype, config.precision.loss_scale_hysteresis) == ("fp16", 2)
@@ -139,6 +142,82 @@ def test_gpt_s_script_and_what_it_cannot_carry_over() -> None:
         assert what in text, what
     assert "falls over" in text
     assert "num-layers" not in text
+
+
+# What the two launch scripts of the toolkit that fastllm replaces give to their training program.
+LLAMA_OPTIONS = """
+    tensor-model-parallel-size pipeline-model-parallel-size num-layers hidden-size ffn-hidden-size
+    num-attention-heads num-key-value-heads micro-batch-size global-batch-size seq-length
+    max-position-embeddings train-iters save load data-path data-impl tokenizer-type tokenizer-model
+    split distributed-backend lr lr-decay-style min-lr weight-decay clip-grad lr-warmup-iters
+    optimizer adam-beta1 adam-beta2 log-interval save-interval eval-interval eval-iters bf16
+    no-query-key-layer-scaling attention-dropout hidden-dropout use-rotary-position-embeddings
+    untie-embeddings-and-output-weights swiglu normalization disable-bias-linear
+    recompute-granularity recompute-method deepspeed-activation-checkpointing zero-stage
+    deepspeed_config deepspeed
+""".split()
+GPT_OPTIONS = """
+    vocab-file merge-file override-opt_param-scheduler init-method-std lr-decay-tokens
+    lr-warmup-tokens train-tokens train-samples exit-duration-in-mins hysteresis num-workers fp16
+    seed no-async-tensor-model-parallel-allreduce use-flash-attn tensorboard-dir
+    tensorboard-queue-size log-timers-to-tensorboard log-batch-size-to-tensorboard
+    log-validation-ppl-to-tensorboard log-optimizer-states-to-tensorboard checkpoint-activations
+    no-pipeline-parallel
+""".split()
+# Options that say what would be so without them → something else to say.
+OTHERWISE = {
+    "num-key-value-heads": "8",
+    "max-position-embeddings": "8192",
+    "load": "elsewhere",
+    "clip-grad": "0.5",
+    "optimizer": "sgd",
+    "zero-stage": "2",
+    "recompute-granularity": "selective",
+    "deepspeed-activation-checkpointing": None,  # once --checkpoint-activations is gone, too
+    "checkpoint-activations": None,
+    "train-samples": "1000",
+    "data-path": "data/c",
+    "tokenizer-type": "GPT2BPETokenizer",  # whose vocabulary is known
+}
+
+
+def without(command: Command, *names: str) -> Command:
+    words: list[str] = []
+    kept = True
+    for word in command.arguments:
+        if word.startswith("--"):
+            kept = word[2:].partition("=")[0] not in names
+        words += [word] * kept
+    return replace(command, arguments=tuple(words))
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [*((LLAMA, name) for name in LLAMA_OPTIONS), *((GPT, name) for name in GPT_OPTIONS)],
+    ids=[*(f"llama {name}" for name in LLAMA_OPTIONS), *(f"gpt {name}" for name in GPT_OPTIONS)],
+)
+def test_every_option_is_carried_over_or_listed(script: str, name: str) -> None:
+    """Leaving it out, or giving it another value, changes the config or what is said."""
+    command = training_command(script)
+    assert name in read_options(command.arguments)
+    vocab = None if script is GPT or name == "tokenizer-type" else 32000
+    if name not in OTHERWISE:
+        other = without(command, name)
+    elif OTHERWISE[name] is None:
+        other = without(command, "deepspeed-activation-checkpointing", "checkpoint-activations")
+        other = without(other, "recompute-granularity")
+        command = without(command, "recompute-granularity")
+    else:
+        other = without(command, name)
+        other = replace(other, arguments=(*other.arguments, f"--{name}={OTHERWISE[name]}"))
+
+    def outcome(command: Command) -> object:
+        try:
+            return migrate(command, vocab=vocab)
+        except UserError as error:
+            return str(error)
+
+    assert outcome(other) != outcome(command)
 
 
 def test_a_growing_batch_and_fp16_s_loss_scale_are_carried_over() -> None:
@@ -202,7 +281,10 @@ def test_experts_and_megatron_lm_s_names() -> None:
         (LLAMA.replace("--lr 3e-4", "--lr $LR"), r"--lr is given \$LR, which the script"),
         (LLAMA.replace("--lr 3e-4", "--lr fast"), "--lr fast is not a number"),
         (LLAMA.replace("TP=2", "TP=3"), "16 processes do not divide into"),
-        (GPT.replace("--train-tokens ${TRAIN_TOKENS}", ""), "--train-samples or --train-tokens"),
+        (
+            GPT.replace("--train-tokens ${TRAIN_TOKENS} --train-samples ${TRAIN_SAMPLES}", ""),
+            "--train-samples or --train-tokens",
+        ),
     ],
 )
 def test_scripts_that_do_not_say_enough(text: str, message: str) -> None:

@@ -41,6 +41,8 @@ def command(script: Path, vocab: int | None, out: Path | None, force: bool) -> N
     result = to_toml(found.table)
     for note in found.notes:
         click.echo(f"note: {note}", err=True)
+    if found.ignored:
+        click.echo(f"without an effect here: {' '.join(found.ignored)}", err=True)
     if out is None:
         click.echo(result, nl=False)
         return

@@ -12,6 +12,7 @@ from fastllm_train.errors import UserError
 from fastllm_train.migrate.shell_script import Command
 
 DEFAULT_DIVISIBLE_BY = 128  # --make-vocab-size-divisible-by
+DEFAULT_EVAL_ITERS = 100
 GPT2_VOCAB = 50257
 LR_STYLES = {
     "linear": "linear",
@@ -30,10 +31,11 @@ FP16_OPTIONS = {
 @dataclass
 class Migration:
     """``table``: a config; ``notes``: one line for each option that means something else here, or
-    nothing."""
+    nothing; ``ignored``: names of those that say how Megatron runs, not what it computes."""
 
     table: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
 
     def set(self, name: str, value: Any) -> None:
         *path, key = name.split(".")
@@ -59,14 +61,19 @@ def migrate(command: Command, *, vocab: int | None = None) -> Migration:
     )
     options = read_options(command.arguments)
     found = Migration()
-    known = set(tables["derived"]["options"]) | set(tables["ignored"]["options"])
+    ignored = set(tables["ignored"]["options"])
+    known = set(tables["derived"]["options"]) | ignored
     for name, values in options.items():
         kind = next((k for k in ("int", "float", "str", "flag") if name in tables[k]), None)
         if kind is not None and tables[kind][name]:
             found.set(tables[kind][name], _value(name, values, kind))
         elif name not in known or kind is not None:
             found.notes.append(f"--{' '.join([name, *values])}: has no counterpart")
-    for step in (_model, _vocabulary, _experts, _layout, _schedule, _data, _precision):
+        elif name in ignored:
+            found.ignored.append(f"--{name}")
+    for step in (
+        _model, _vocabulary, _experts, _layout, _schedule, _data, _precision, _validation, _running,
+    ):  # fmt: skip
         step(found, options, command, vocab)
     return found
 
@@ -235,11 +242,11 @@ def _schedule(found: Migration, options: Options, command: Command, vocab: int |
     sequence = found.get("batch.seq_len", 1024)
 
     def steps(kind: str) -> int | None:
-        for unit, size in (("iters", 1), ("samples", batch), ("tokens", batch * sequence)):
-            count = _number(options, f"{kind}-{unit}")
-            if count:
-                return max(1, round(count / size))
-        return None
+        """Of several lengths the shortest: Megatron ends at the first that is reached."""
+        sizes = (("iters", 1), ("samples", batch), ("tokens", batch * sequence))
+        counts = [(_number(options, f"{kind}-{unit}"), size) for unit, size in sizes]
+        found = [max(1, round(count / size)) for count, size in counts if count]
+        return min(found, default=None)
 
     total = steps("train")
     if total is None:
@@ -292,3 +299,42 @@ def _precision(found: Migration, options: Options, command: Command, vocab: int 
             found.set(f"precision.{key}", max(1, int(value)))
     if dtype == "fp16" and "loss-scale" in options:
         found.notes.append("--loss-scale: the scale is dynamic here")
+
+
+def _validation(found: Migration, options: Options, command: Command, vocab: int | None) -> None:
+    del command, vocab
+    batches = _number(options, "eval-iters")
+    every = _number(options, "eval-interval")
+    if batches == 0 or not every:
+        return
+    if batches is None:
+        batches = DEFAULT_EVAL_ITERS
+    found.set("eval.every", int(every))
+    found.set("eval.samples", int(batches) * found.get("batch.global"))
+
+
+def _running(found: Migration, options: Options, command: Command, vocab: int | None) -> None:
+    """Where a run writes, what it logs to, how long it waits."""
+    del command, vocab
+    load = options.get("load", [])
+    if load and load != options.get("save"):
+        found.notes.append(
+            f"--load {load[0]}: a run goes on from its own checkpoints; weights to start from are "
+            "model.weights"
+        )
+    folder = options.get("tensorboard-dir", [])
+    if folder:
+        found.set("logging.tensorboard", True)
+        found.notes.append(f"--tensorboard-dir {folder[0]}: OUT/tensorboard is written")
+    minutes = _number(options, "distributed-timeout-minutes")
+    if minutes:
+        found.set("run.hang_timeout_s", 60 * minutes)
+    if "accumulate-allreduce-grads-in-fp32" in options:
+        parallel = found.table["parallel"]
+        if found.get("precision.dtype") == "bf16":
+            if parallel.get("ep", 1) == 1 and "offload" not in parallel:
+                found.set("precision.accumulate", "fp32")
+                return
+        elif found.get("precision.dtype") == "fp32":
+            return
+        found.notes.append("--accumulate-allreduce-grads-in-fp32: not in this layout and precision")
