@@ -48,6 +48,34 @@ def test_a_process_ends_with_its_workers_also_after_an_error() -> None:
     assert done.returncode == 3
 
 
+ORPHAN = """
+import os, signal
+from fastllm_train import prefetch
+from test_prefetch import reader
+
+rank, settle = os.getpid(), prefetch._settle_worker
+
+def late(*arguments):
+    while os.getppid() == rank:
+        pass
+    settle(*arguments)
+
+prefetch._settle_worker = late
+ahead = reader(1)
+ahead._ahead = ahead._start(0)
+os.kill(rank, signal.SIGKILL)
+"""
+
+
+def test_a_worker_does_not_outlive_a_rank_that_is_killed_as_it_starts_one() -> None:
+    """The worker holds this test's pipe: it is read to its end only when the worker is gone."""
+    folder = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", ORPHAN], cwd=folder, capture_output=True, timeout=120
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
 def test_what_is_wrong_with_the_data_is_said_as_without_workers() -> None:
     ahead = reader(1, vocab=50)
     with pytest.raises(UserError, match=r"vocabulary has 50 entries$"):

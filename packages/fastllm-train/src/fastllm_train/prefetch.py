@@ -9,9 +9,11 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing import RawValue
+from threading import Thread
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from fastllm_train.run_folder import leave_locks
 
 Read = Callable[[SampleSource, int, BatchConfig, int, int, int], list[MicroBatch]]
 STEPS_AHEAD = 2  # per worker
+LOOK_S = 1.0  # between a worker's looks at its rank
 
 
 class StepReader:
@@ -80,7 +83,7 @@ class StepReader:
             num_workers=self._workers,
             prefetch_factor=STEPS_AHEAD,
             collate_fn=_as_it_is,
-            worker_init_fn=partial(_settle_worker, self._ended),
+            worker_init_fn=partial(_settle_worker, self._ended, os.getpid()),
             multiprocessing_context="fork",  # datasets are mapped files and closures
             generator=torch.Generator(),  # of workers' seeds; else each start draws from the run's
         )
@@ -128,11 +131,12 @@ def _as_it_is(step: list[MicroBatch] | UserError) -> list[MicroBatch] | UserErro
     return step
 
 
-def _settle_worker(ended: Any, worker: int) -> None:
+def _settle_worker(ended: Any, rank_pid: int, worker: int) -> None:
     """A scheduler's SIGTERM reaches every process of a job. The rank answers it; a worker obeys
     only when the rank has said that it is done. The run's lock must not live on in a worker whose
-    rank is gone."""
+    rank is gone, nor may the worker itself."""
     del worker
+    Thread(target=_end_with, args=(rank_pid,), name="end-with-rank", daemon=True).start()
 
     def obey(number: int, frame: object) -> None:
         del number, frame
@@ -141,3 +145,11 @@ def _settle_worker(ended: Any, worker: int) -> None:
 
     signal.signal(signal.SIGTERM, obey)
     leave_locks()
+
+
+def _end_with(rank_pid: int) -> None:
+    """torch's workers look whether their parent changes from what it was when they began to look: a
+    rank that is killed before that leaves one that waits for ever."""
+    while os.getppid() == rank_pid:
+        time.sleep(LOOK_S)
+    os._exit(1)
