@@ -102,7 +102,6 @@ void attention_bwd(py::handle dout_, py::handle q_, py::handle k_, py::handle v_
 
 FASTLLM_BINDING(attention) {
     using namespace fastllm::bindings;
-    m.def("attention_takes", &fastllm::cpu::attention_takes, py::arg("dim"));
     m.def("attention_fwd", &attention_fwd, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"),
           py::arg("lse"), py::arg("scale"));
     m.def("attention_bwd", &attention_bwd, py::arg("dout"), py::arg("q"), py::arg("k"),

@@ -11,7 +11,7 @@ import torch
 from fastllm_core import _core
 from fastllm_train.ops.attention import causal_attention, takes_attention
 
-from .accuracy import randoms
+from .accuracy import DTYPES, randoms
 
 Tensors = tuple[torch.Tensor, ...]
 # batch, length, heads, kv_heads, dim: around blocks of 64 queries, panels of 8 rows, 32 channels.
@@ -171,10 +171,24 @@ def test_refusals(shapes: tuple[tuple[int, ...], tuple[int, ...]], message: str)
         causal_attention(q, k, k)
 
 
-def test_refuses_other_dtypes_and_says_so() -> None:
-    q = torch.ones(1, 5, 2, 16, dtype=torch.bfloat16)
-    assert not takes_attention(q)
-    assert takes_attention(q.float())
-    assert not takes_attention(torch.ones(1, 5, 2, 20))
-    with pytest.raises(ValueError, match="q is bfloat16, expected float32"):
-        _core.attention_fwd(q, q, q, q.clone(), torch.empty(1, 2, 5), 1.0)
+def test_what_it_takes() -> None:
+    q = torch.ones(1, 5, 2, 16)
+    assert all(takes_attention(q.to(dtype)) for dtype in DTYPES)
+    assert not takes_attention(q.double())
+    assert not takes_attention(q.to("meta"))
+    assert not any(takes_attention(torch.ones(1, 5, 2, dim)) for dim in (20, 272))
+    with pytest.raises(ValueError, match="k is bfloat16, expected float32"):
+        _core.attention_fwd(q, q.bfloat16(), q, q.clone(), torch.empty(1, 2, 5), 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
+    *tensors, dout = (t.to(dtype) for t in inputs((2, 130, 4, 2, 32)))
+    out = causal_attention(*tensors)
+    assert torch.equal(out, causal_attention(*(t.float() for t in tensors)).to(dtype))
+    got = with_gradients(causal_attention, tuple(tensors), dout)
+    doubles = tuple(t.double() for t in tensors)
+    want = with_gradients(lambda q, k, v: by_definition(q, k, v, 32**-0.5), doubles, dout.double())
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == dtype
+        assert (a.double() - b).abs().max() <= 2 * torch.finfo(dtype).eps * b.abs().max()

@@ -68,9 +68,12 @@ def gemm_tflops(
 ) -> float:
     """Best TFLOP/s of an n×n by n×n product over ``sizes``, with this process's threads.
 
-    2n³ FLOPs a product. The best of several tries: other load on the machine only slows it down.
+    2n³ FLOPs a product, by what the models multiply with. The best of several tries: other load on
+    the machine only slows it down.
     """
     import torch
+
+    from fastllm_train.ops.matmul import multiply_
 
     best = 0.0
     generator = torch.Generator(device).manual_seed(0)  # not the global one: a run's RNG is its own
@@ -79,12 +82,12 @@ def gemm_tflops(
             torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2)
         )
         out = torch.empty(size, size, dtype=dtype, device=device)
-        torch.mm(a, b, out=out)
+        multiply_(out, a, b)
         end = time.perf_counter() + seconds
         while True:
             _synchronise(device)
             start = time.perf_counter()
-            torch.mm(a, b, out=out)
+            multiply_(out, a, b)
             _synchronise(device)
             now = time.perf_counter()
             best = max(best, 2.0 * size**3 / (now - start) / 1e12)

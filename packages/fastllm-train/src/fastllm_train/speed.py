@@ -16,7 +16,7 @@ class SpeedConfig:
     DeepSpeed only where it is needed.
 
     ``attention``: "auto" takes the flash-attn package where it is installed, on a GPU in bf16 and
-    fp16, and on a CPU in fp32 the native core's kernel, if ``kernels`` is "fused"; "sdpa" always
+    fp16, and on a CPU the native core's kernel, if ``kernels`` is "fused"; "sdpa" always
     torch's own. ``deterministic``: flash-attn's backward pass gives the same
     bits each time, at some of its speed; without it a resumed run is equal up to rounding.
 

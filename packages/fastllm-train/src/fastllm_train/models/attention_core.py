@@ -121,7 +121,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
 
 
 def fused_attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
-    """As ``attend``, in fp32 on a CPU with the kernel of fastllm_core where causality is all."""
+    """As ``attend``, on a CPU with the kernel of fastllm_core where causality is all."""
     return _attend(q, k, v, mask, _fused_causal)
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastllm_planner.arch import ArchSpec, MoeSpec
-from fastllm_train.models.kernels import TORCH, Kernels, widened
+from fastllm_train.models.kernels import FUSED, TORCH, Kernels, widened
 from fastllm_train.models.not_kept import not_kept
 from fastllm_train.models.projection import Linear, Project, each
 
@@ -28,10 +28,34 @@ class SwiGLU(nn.Module):
         self.down_proj: nn.Module = Linear(width, spec.hidden, spec.mlp_bias, kernels)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.recompute_elementwise and self._in_one(x):
+            from fastllm_train.ops.gated_mlp import gated_mlp
+
+            down = self.down_proj.weight
+            assert isinstance(down, Tensor)
+            return gated_mlp(x, self.gate_proj.weight, self.up_proj.weight, down)
         gate, up = self.project(x, (self.gate_proj, self.up_proj))
         return _through(
             self.down_proj, lambda: self.kernels.swiglu(gate, up), self.recompute_elementwise
         )
+
+    def _in_one(self, x: Tensor) -> bool:
+        """Whether all three layers can be one operator: on a CPU, where nothing takes the place of
+        a layer or of its weight, or looks at its input or output."""
+        layers = (self.gate_proj, self.up_proj, self.down_proj)
+        if self.kernels is not FUSED or self.project is not each or not x.is_cpu:
+            return False
+        for layer in layers:
+            hooks = layer._forward_pre_hooks or layer._forward_hooks  # type: ignore[union-attr]
+            if type(layer) is not Linear or layer.bias is not None or hooks:
+                return False
+            if layer.weight.shape != (layer.out_features, layer.in_features):
+                return False  # ZeRO-3 holds a part of it
+        if torch.is_autocast_enabled("cpu"):
+            return False
+        from fastllm_train.ops.registration import runs_directly
+
+        return runs_directly((x, *(layer.weight for layer in layers)))
 
 
 class Gelu(nn.Module):

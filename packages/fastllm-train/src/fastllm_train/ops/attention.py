@@ -1,9 +1,10 @@
-"""Causal attention in float32 on a CPU, without the matrix of scores in memory.
+"""Causal attention on a CPU, without the matrix of scores in memory.
 
     out = softmax(scale * q kᵀ, over the keys up to the query) v
 
 for every head (formulas and gradients in ``cpp/include/fastllm/attention.hpp``). Kept for the
-backward pass are the arguments, ``out`` and the logarithm of each query's sum.
+backward pass are the arguments, ``out`` and the logarithm of each query's sum. The kernel is one of
+float32; other dtypes are widened for it, and its results rounded once.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from fastllm_train.ops.registration import capsule, define, define_differentiabl
 
 __all__ = ["causal_attention", "takes_attention"]
 
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def causal_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float | None = None
@@ -24,9 +27,9 @@ def causal_attention(
     """Attention of every query to the keys of its sequence up to itself.
 
     Args:
-        q: shape ``(batch, length, heads, dim)``, float32, on the CPU; dim a multiple of 16 up to
-            256. A view, such as a part of a wider tensor, is not copied as long as channels are
-            adjacent.
+        q: shape ``(batch, length, heads, dim)``; float32, bfloat16 or float16, on the CPU; dim a
+            multiple of 16 up to 256. A view, such as a part of a wider tensor, is not copied as
+            long as channels are adjacent.
         k: shape ``(batch, length, kv_heads, dim)``, of q's dtype and device; ``kv_heads`` divides
             ``heads``, and so many query heads in a row share one.
         v: as ``k``.
@@ -43,26 +46,31 @@ def causal_attention(
 
 def takes_attention(q: torch.Tensor) -> bool:
     """Whether ``causal_attention`` has a kernel for such queries."""
-    return q.is_cpu and q.dtype == torch.float32 and _core.attention_takes(q.shape[-1])
+    dim = q.shape[-1]
+    return q.is_cpu and q.dtype in _DTYPES and 0 < dim <= 256 and dim % 16 == 0
 
 
-def _adjacent(x: torch.Tensor) -> object:
+def _operand(x: torch.Tensor) -> object:
+    if x.dtype in _DTYPES:
+        x = x.float()
     return capsule(x if x.stride(-1) == 1 else x.contiguous())
 
 
 def _fwd_kernel(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    out, lse = _fwd_fake(q, k, v, scale)
-    _core.attention_fwd(_adjacent(q), _adjacent(k), _adjacent(v), capsule(out), capsule(lse), scale)
-    return out, lse
+    wide = q.new_empty(q.shape, dtype=torch.float32)
+    lse = wide.new_empty((q.shape[0], q.shape[2], q.shape[1]))
+    _core.attention_fwd(_operand(q), _operand(k), _operand(v), capsule(wide), capsule(lse), scale)
+    return wide.to(q.dtype), lse
 
 
 def _fwd_fake(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     batch, length, heads, _ = q.shape
-    return q.new_empty(q.shape), q.new_empty((batch, heads, length))
+    lse = q.new_empty((batch, heads, length), dtype=torch.float32)
+    return q.new_empty(q.shape), lse
 
 
 def _bwd_kernel(
@@ -74,20 +82,20 @@ def _bwd_kernel(
     lse: torch.Tensor,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    dq, dk, dv = _bwd_fake(dout, q, k, v, out, lse, scale)
+    dq, dk, dv = (x.new_empty(x.shape, dtype=torch.float32) for x in (q, k, v))
     _core.attention_bwd(
-        _adjacent(dout),
-        _adjacent(q),
-        _adjacent(k),
-        _adjacent(v),
-        capsule(out),
+        _operand(dout),
+        _operand(q),
+        _operand(k),
+        _operand(v),
+        _operand(out),
         capsule(lse),
         capsule(dq),
         capsule(dk),
         capsule(dv),
         scale,
     )
-    return dq, dk, dv
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
 def _bwd_fake(

@@ -35,7 +35,8 @@ def multiply_(
     Returns:
         ``out``.
     """
-    if _takes(a, b, out) and not torch.is_grad_enabled():
+    recorded = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
+    if not recorded and not out.requires_grad and _takes(a, b, out):
         _core.matmul(_operand(a), _operand(b), capsule(out), accumulate)
         torch.autograd.graph.increment_version(out)
         return out
@@ -51,9 +52,9 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 def _takes(a: torch.Tensor, b: torch.Tensor, *others: torch.Tensor | None) -> bool:
     """Whether the kernel is to multiply ``a`` (m, k) by ``b`` (k, n)."""
-    if not _core.matmul_pays() or torch.is_autocast_enabled("cpu"):
+    if not runs_directly((a, b, *others)) or not _core.matmul_pays():
         return False
-    if not runs_directly((a, b, *others)):
+    if torch.is_autocast_enabled("cpu"):
         return False
     tensors = [t for t in (a, b, *others) if t is not None]
     if any(t.dtype != torch.float32 or not t.is_cpu for t in tensors):
