@@ -54,6 +54,7 @@ void Block::start(Warp& warp, uint3 index) {
     warp.poll_fails = false;
     warp.fragments.assign(1, {0, warp.present, false});
     std::fill(warp.local.begin(), warp.local.end(), static_cast<unsigned char>(0xff));
+    warp.maps_seen.clear();
     for (unsigned l = 0; l < 32; ++l) {
         warp.open[l].clear();
         warp.groups[l].clear();
@@ -85,6 +86,7 @@ bool Block::run(uint3 index) {
     warpgroups_.assign((warps_.size() + 3) / 4, Warpgroup{});
     fences_.assign(threads_, {});
     init_fences_.assign(threads_, {});
+    maps_.clear();
     cluster_ = MBarrier{};
     cluster_.expected = cluster_.pending = threads_;
     cluster_.agent = 3 * warp_count() + static_cast<unsigned>(warpgroups_.size());

@@ -52,10 +52,7 @@ Tile plain_tile(Warp& w, const Instruction& i, unsigned lane) {
 TensorMap tensor_map(Warp& w, const Instruction& i, unsigned lane) {
     TensorMap map;
     const std::uint64_t at = w.row(i.rows[kGlobal])[lane] + static_cast<std::uint64_t>(i.offset);
-    for (std::size_t n = 0; n < sizeof map; n += 8) {
-        std::memcpy(reinterpret_cast<unsigned char*>(&map) + n,
-                    w.block->reach(w, lane, Space::kGeneric, at + n, 8, Access::kRead, i.line), 8);
-    }
+    std::memcpy(&map, w.block->reach_map(w, lane, at, i.line), sizeof map);
     if (map.magic != TensorMap::kMagic || map.rank != i.detail) {
         refuse_copy(w, lane, i.line, "no tensor map of so many dimensions");
     }

@@ -289,7 +289,7 @@ class Decoder final : public Decoding {
             decode_memory(opcode, *this, out) || decode_async_copy(opcode, *this, out) ||
             decode_warp(opcode, *this, out) || decode_matrix(opcode, *this, out) ||
             decode_mbarrier(opcode, *this, out) || decode_cluster(opcode, *this, out) ||
-            decode_wgmma(opcode, *this, out);
+            decode_map_update(opcode, *this, out) || decode_wgmma(opcode, *this, out);
         if (!known || !modifiers_.empty()) refuse();
         if (!s.guard.empty()) {
             out.guard = source(s.guard);

@@ -8,6 +8,7 @@
 
 #include <cuda_runtime.h>
 
+#include <array>
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -89,6 +90,8 @@ class Warp {
     WgmmaState wgmma;
     std::uint64_t cluster_phase = 0;  // of barrier.cluster, when it arrived
     bool poll_fails = false;          // its mbarrier wait is to return without success
+    // Which publication of a tensor map each lane has fenced for, by the map's address.
+    std::map<std::uint64_t, std::array<Time, 32>> maps_seen;
 };
 
 class Block {
@@ -140,6 +143,11 @@ class Block {
     // Whether all warps have committed so many groups.
     bool wgmma_complete(const Warp& warp, std::uint64_t groups, Time& when) const;
     Flow cluster_barrier(Warp& warp, std::uint32_t lanes, bool arrive, int line);
+    // A tensor map that the warp copied to global memory, a lane's fence for it, and the map that
+    // a copy uses: ptx_map_update.cpp.
+    void publish_map(const Warp& warp, std::uint64_t at);
+    void acquire_map(Warp& warp, unsigned lane, std::uint64_t at);
+    const unsigned char* reach_map(Warp& warp, unsigned lane, std::uint64_t at, int line);
     unsigned warp_count() const { return static_cast<unsigned>(warps_.size()); }
     // Lets every warp look again at what it waits for.
     void wake();
@@ -196,6 +204,7 @@ class Block {
     std::vector<std::vector<Time>> fences_;       // fence.proxy.async of each thread
     std::vector<std::vector<Time>> init_fences_;  // fence.mbarrier_init
     MBarrier cluster_;
+    std::map<std::uint64_t, std::pair<Time, unsigned>> maps_;  // published: when, by which warp
     unsigned failed_polls_ = 0;  // in a row, with nothing in between that could help
     unsigned exited_warps_ = 0;
     Time started_ = kNever;

@@ -145,6 +145,7 @@ Flow map_address(Warp& w, const Instruction& i, std::uint32_t lanes) {
 
 void fence(Decoding& d, Instruction& out) {
     if (d.take("proxy")) {
+        if (d.take("tensormap::generic")) return decode_map_fence(d, out);
         if (!d.take("async")) d.refuse();
         d.take_any({"shared::cta", "shared::cluster", "global"});
         out.run = [](Warp& w, const Instruction&, std::uint32_t lanes) {

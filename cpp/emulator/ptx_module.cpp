@@ -1,5 +1,7 @@
 // Controls of the PTX emulator, for tests: the kernels' text, other text in its place, launches of
-// kernels that no host code launches.
+// kernels that no host code launches, tensor maps for them.
+#include <cuda.h>
+#include <cuda_runtime.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -36,6 +38,27 @@ bool launch(const std::string& kernel, const std::vector<unsigned>& grid,
     return emulator::ptx::launch(kernel, dim(grid), dim(block), dynamic_shared, pointers.data());
 }
 
+// The 128 bytes of a map of float32, without swizzle; strides in bytes, of dimensions 1 and up.
+py::bytes tensor_map(std::uint64_t address, const std::vector<cuuint64_t>& sizes,
+                     const std::vector<cuuint64_t>& strides, const std::vector<cuuint32_t>& box) {
+    if (sizes.empty() || strides.size() + 1 != sizes.size() || box.size() != sizes.size()) {
+        throw py::value_error("sizes, strides and box are of different dimensions");
+    }
+    void* encode = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, CUDART_VERSION,
+                                     cudaEnableDefault, &found);
+    const std::vector<cuuint32_t> steps(sizes.size(), 1);
+    CUtensorMap map{};
+    const CUresult result = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(encode)(
+        &map, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, static_cast<cuuint32_t>(sizes.size()),
+        reinterpret_cast<void*>(address), sizes.data(), strides.data(), box.data(), steps.data(),
+        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_NONE,
+        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (result != CUDA_SUCCESS) throw py::value_error("cuTensorMapEncodeTiled refuses the map");
+    return py::bytes(reinterpret_cast<const char*>(&map), sizeof map);
+}
+
 }  // namespace
 
 void bind_ptx(py::module_& m) {
@@ -46,6 +69,8 @@ void bind_ptx(py::module_& m) {
         return std::string(emulator::ptx::module_text(kernel));
     });
     m.def("ptx_reached_lines", &emulator::ptx::reached_lines, py::arg("kernel"));
+    m.def("tensor_map", &tensor_map, py::arg("address"), py::arg("sizes"), py::arg("strides"),
+          py::arg("box"));
     m.def("launch_ptx", &launch, py::arg("kernel"), py::arg("grid"), py::arg("block"),
           py::arg("arguments"), py::arg("dynamic_shared") = 0);
 }

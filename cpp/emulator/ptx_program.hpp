@@ -119,6 +119,8 @@ bool decode_matrix(std::string_view opcode, Decoding& d, Instruction& out);
 bool decode_mbarrier(std::string_view opcode, Decoding& d, Instruction& out);
 bool decode_wgmma(std::string_view opcode, Decoding& d, Instruction& out);
 bool decode_cluster(std::string_view opcode, Decoding& d, Instruction& out);
+bool decode_map_update(std::string_view opcode, Decoding& d, Instruction& out);
+void decode_map_fence(Decoding& d, Instruction& out);  // fence.proxy.tensormap, after these words
 void decode_bulk_copy(Decoding& d, Instruction& out);  // cp.async.bulk, after these words
 
 }  // namespace emulator::ptx

@@ -10,8 +10,6 @@ namespace {
 
 using emulator::ptx::TensorMap;
 
-constexpr std::uint64_t kMostStride = std::uint64_t{1} << 40;
-
 unsigned bytes_of(CUtensorMapDataType type) {
     switch (type) {
         case CU_TENSOR_MAP_DATA_TYPE_UINT8:
@@ -67,7 +65,7 @@ CUresult encode(CUtensorMap* out, CUtensorMapDataType type, cuuint32_t rank, voi
         map.size[d] = static_cast<std::uint32_t>(sizes[d]);
         map.box[d] = static_cast<std::uint16_t>(box[d]);
         if (d == 0) continue;
-        if (strides[d - 1] % 16 != 0 || strides[d - 1] >= kMostStride) {
+        if (strides[d - 1] % 16 != 0 || strides[d - 1] >= TensorMap::kMostStride) {
             return CUDA_ERROR_INVALID_VALUE;
         }
         map.stride[d - 1] = strides[d - 1];

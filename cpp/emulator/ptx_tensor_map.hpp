@@ -7,6 +7,7 @@ namespace emulator::ptx {
 
 struct TensorMap {
     static constexpr std::uint64_t kMagic = 0x70616d726f736e65;
+    static constexpr std::uint64_t kMostStride = std::uint64_t{1} << 40;
 
     std::uint64_t magic;
     std::uint64_t address;
