@@ -1,4 +1,4 @@
-"""The memory trace: fake equals real tensors, and DeepSpeed's engine; what ``check`` says of it."""
+"""The memory trace: fake equals real tensors, and the engines; what ``check`` says of it."""
 
 from __future__ import annotations
 
@@ -49,16 +49,20 @@ def test_fake_tensors_take_the_bytes_of_real_ones(dtype: str, recompute: str) ->
 
 
 @pytest.mark.slow
-def test_the_trace_equals_deepspeed_s_engine(tmp_path: Path) -> None:
+def test_the_trace_equals_the_engines(tmp_path: Path) -> None:
     out = tmp_path / "peaks.json"
     done = subprocess.run(
         [sys.executable, trace_worker.__file__, str(out)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
     peaks = json.loads(out.read_text())
-    assert peaks.keys() == trace_worker.CASES.keys()
+    cases = {name: trace_worker.config_of(*case) for name, case in trace_worker.CASES.items()}
+    cases |= {
+        name: trace_worker.torch_config_of(*case) for name, case in trace_worker.TORCH_CASES.items()
+    }
+    assert peaks.keys() == cases.keys()
     for name, real in peaks.items():
-        config = trace_worker.config_of(*trace_worker.CASES[name])
+        config = cases[name]
         traced = trace_stage(config, config.model.resolve(), 0).peak.total
         assert traced == pytest.approx(real, rel=5e-3), name
 

@@ -40,7 +40,8 @@ def config(tmp_path: Path) -> Path:
 def test_check_shows_the_layout_and_deepspeed_s_configuration(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["check", str(config), "batch.micro=2", "--json"]) == 0
+    by_deepspeed = "speed.engine=deepspeed"
+    assert main(["check", str(config), by_deepspeed, "batch.micro=2", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["params"] == count_params(spec_from_dict(TINY))
     assert shown["world_size"] == 2
@@ -49,8 +50,46 @@ def test_check_shows_the_layout_and_deepspeed_s_configuration(
     assert "takes a step at set-up" in shown["zero_note"]
     assert shown["deepspeed_config"]["train_micro_batch_size_per_gpu"] == 2
     assert shown["deepspeed_config"]["bf16"] == {"enabled": True}
-    assert main(["check", str(config)]) == 0
+    assert main(["check", str(config), by_deepspeed]) == 0
     assert "ZeRO stage          1 (asked for 0" in capsys.readouterr().out
+
+
+def test_check_names_the_engine_and_why(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(config), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["engine"], shown["zero_stage"], shown["zero_note"]) == ("torch", 0, "")
+    assert shown["deepspeed_config"] is None
+    assert main(["check", str(config)]) == 0
+    assert "DeepSpeed" not in capsys.readouterr().out
+    alone = ["parallel.dp=1", "parallel.tp=2", "parallel.zero_stage=3"]
+    assert main(["check", str(config), *alone]) == 0
+    shown = capsys.readouterr().out
+    assert "engine              torch\n" in shown
+    assert "ZeRO stage          0 (asked for 3: one replica: nothing is cut)" in shown
+    assert main(["check", str(config), "parallel.zero_stage=1"]) == 0
+    assert "engine              deepspeed, for parallel.zero_stage=1" in capsys.readouterr().out
+    assert main(["check", str(config), "speed.engine=torch", "parallel.zero_stage=1"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith('error: speed.engine="torch": parallel.zero_stage=1 is DeepSpeed\'s\n')
+
+
+def test_training_without_deepspeed_does_not_import_it(config: Path, tmp_path: Path) -> None:
+    """Nor torch's compiler: seconds of a start, and memory."""
+    text = (
+        "import sys, os\n"
+        "os._exit = lambda status: sys.exit(status)\n"
+        "from fastllm_train.__main__ import main\n"
+        "try:\n"
+        "    main(sys.argv[1:])\n"
+        "finally:\n"
+        "    print({n for n in ('deepspeed', 'torch._dynamo', 'sympy') if n in sys.modules})\n"
+    )
+    command = ["run", str(config), "parallel.dp=1", f"run.out={tmp_path / 'out'}"]
+    done = subprocess.run(
+        [sys.executable, "-c", text, *command], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("set()\n"), done.stdout
 
 
 def test_errors_are_two_lines_and_exit_2(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -255,6 +255,8 @@ def test_portable_checkpoint_changes_the_layout_and_deepspeed_s_own_does_not(
     shutil.copytree(straight / "out", tmp_path / "out")
     tensor_parallel = ("parallel.dp=1", "parallel.tp=2", "schedule.steps=21")
     refused = run(tmp_path, *tensor_parallel, status=2)
+    assert "was written by DeepSpeed, which alone reads it" in refused.stderr
+    refused = run(tmp_path, *tensor_parallel, "speed.engine=deepspeed", status=2)
     assert "was written in another layout (dp 2 → 1, tp 1 → 2)" in refused.stderr
     assert 'checkpoint.format="portable"' in refused.stderr
 
@@ -266,4 +268,5 @@ def test_portable_checkpoint_changes_the_layout_and_deepspeed_s_own_does_not(
     assert f"resumed from {newest} at step 21 (336 samples consumed)" in changed.stderr
     assert records(tmp_path, "step")[-1]["step"] == 23
     assert records(tmp_path, "step")[-1]["loss"] < records(straight, "step")[0]["loss"] - 0.5
-    assert len(list((tmp_path / "out/checkpoints/global_step23").glob("mp_rank_*"))) == 2
+    # Alone in its replica, the layout is the torch engine's.
+    assert (tmp_path / "out/checkpoints/global_step23/state.json").is_file()

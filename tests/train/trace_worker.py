@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ CASES: dict[str, tuple[int, str, int]] = {
     "zero1 bf16, no accumulation": (1, "bf16", 1),
     "zero2 bf16": (2, "bf16", 3),
 }
+# Of the torch engine: the dtype, what micro-batches are added up in, how many there are.
+TORCH_CASES: dict[str, tuple[str, str, int]] = {
+    "torch fp32": ("fp32", "model", 2),
+    "torch bf16": ("bf16", "model", 1),
+    "torch bf16, fp32 sums": ("bf16", "fp32", 2),
+}
 
 
 def config_of(stage: int, dtype: str, accumulation: int, **parallel: Any) -> Config:
@@ -47,10 +54,16 @@ def config_of(stage: int, dtype: str, accumulation: int, **parallel: Any) -> Con
     )
 
 
+def torch_config_of(dtype: str, accumulate: str, accumulation: int) -> Config:
+    config = config_of(0, dtype, accumulation)
+    precision = replace(config.precision, accumulate=accumulate)
+    return replace(config, speed=replace(config.speed, engine="torch"), precision=precision)
+
+
 def peak_of(config: Config) -> int:
     """Of the third step: everything that is made once is there."""
     from fastllm_train.data import SyntheticSamples, read_step
-    from fastllm_train.engine_deepspeed import DeepSpeedEngine
+    from fastllm_train.engine_choice import build_engine
     from fastllm_train.trace.tracer import MemoryTracer
 
     batch = config.batch
@@ -58,7 +71,7 @@ def peak_of(config: Config) -> int:
     batches = read_step(source, 0, batch, WORLD_SIZE, 0, 4000)
     tracer = MemoryTracer()
     with tracer:
-        engine = DeepSpeedEngine(config, config.model.resolve(), "cpu")
+        engine = build_engine(config, config.model.resolve(), "cpu")
         for _ in range(3):
             tracer.peak.total = 0
             engine.train_step(batches, 1e-4, stop=False)
@@ -75,6 +88,7 @@ def main() -> None:
     deepspeed = import_deepspeed("cpu")
     deepspeed.init_distributed(dist_backend="fake", auto_mpi_discovery=False, verbose=False)
     found = {name: peak_of(config_of(*case)) for name, case in CASES.items()}
+    found |= {name: peak_of(torch_config_of(*case)) for name, case in TORCH_CASES.items()}
     Path(sys.argv[1]).write_text(json.dumps(found))
     sys.stdout.flush()
     os._exit(0)

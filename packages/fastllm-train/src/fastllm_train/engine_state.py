@@ -52,6 +52,12 @@ class States(Protocol):
     ) -> None: ...
 
 
+def named_by_spec(spec: ArchSpec, part: nn.Module) -> Iterator[tuple[ParamSpec, nn.Parameter]]:
+    """The parameters that ``part`` holds, with what they are of the whole model."""
+    by_name = {p.name: p for p in iter_params(spec)}
+    return ((by_name[name], param) for name, param in part.named_parameters())
+
+
 @dataclass(frozen=True)
 class PartState:
     """``states`` of the parameters of ``part`` as whole tensors by canonical name. ``owners``: the
@@ -66,8 +72,7 @@ class PartState:
     moments: tuple[str, ...]
 
     def parameters(self) -> Iterator[tuple[ParamSpec, nn.Parameter]]:
-        by_name = {p.name: p for p in iter_params(self.spec)}
-        return ((by_name[name], param) for name, param in self.part.named_parameters())
+        return named_by_spec(self.spec, self.part)
 
     def snapshot(self, state: Mapping[str, Any]) -> Callable[[Path], None]:
         """``Engine.snapshot``."""

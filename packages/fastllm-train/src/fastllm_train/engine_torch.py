@@ -18,7 +18,7 @@ from fastllm_train.engine import Judge, StepOutcome, accept_all
 from fastllm_train.engine_state import PartState
 from fastllm_train.engine_step import StepClock, any_rank, batch_tensors, global_sum, global_weight
 from fastllm_train.errors import UserError
-from fastllm_train.gradient_sums import GradientSums
+from fastllm_train.gradient_sums import GradientSums, replica_groups, shared_out
 from fastllm_train.master_weights import MasterWeights
 from fastllm_train.mesh import Mesh, build_mesh
 from fastllm_train.model_part import activation_shape, build_part, materialise, owners, tie_ends
@@ -61,7 +61,7 @@ class TorchEngine:
         self._exchange = Exchange(mesh, activation_shape(config, spec), dtype, self._device)
         self._tied = tie_ends(part, copy, mesh, self._exchange)
         sums = torch.float32 if config.precision.separate_sums else dtype
-        self._sums = GradientSums(_with_replicas(self._state, mesh), sums)
+        self._sums = GradientSums(replica_groups(self._state.parameters(), mesh), sums)
         self._counted = _counted(self._state, mesh)
         self._loaded: PortableCheckpoint | None = None
         if start is not None:
@@ -129,7 +129,7 @@ class TorchEngine:
         if not is_portable(folder):
             raise UserError(
                 f"{folder} was written by DeepSpeed, which alone reads it",
-                hint='set speed.engine="deepspeed" to go on from it',
+                hint='go on with speed.engine="deepspeed" in the layout it was written in',
             )
         if self._loaded is None or self._loaded.folder != folder:
             self._loaded = PortableCheckpoint(folder, self._spec)
@@ -160,10 +160,10 @@ class TorchEngine:
         """Of the summed gradients of the whole model, fp64. What ranks of a replica hold in copies
         counts once; experts that replicas share out are added up over them."""
         mesh = self._mesh
-        shared_out, others = (self._squares(group) for group in self._counted)
+        experts, others = (self._squares(group) for group in self._counted)
         if mesh.parallel.ep > 1:
-            dist.all_reduce(shared_out, group=mesh.expert_group)
-        squares = shared_out + others
+            dist.all_reduce(experts, group=mesh.expert_group)
+        squares = experts + others
         if mesh.model_group.size() > 1:
             dist.all_reduce(squares, group=mesh.model_group)
         return squares.sqrt()
@@ -173,22 +173,10 @@ class TorchEngine:
         return sum_of_squares([g for g in grads if g is not None], self._device)
 
 
-def _shared_out(param: ParamSpec, mesh: Mesh) -> bool:
-    return param.expert is not None and mesh.parallel.ep > 1
-
-
-def _with_replicas(state: PartState, mesh: Mesh) -> list[tuple[nn.Parameter, dist.ProcessGroup]]:
-    """Parameters with the ranks that hold the same one and see other tokens."""
-    return [
-        (named, mesh.expert_data_group if _shared_out(param, mesh) else mesh.data_group)
-        for param, named in state.parameters()
-    ]
-
-
 def _counted(state: PartState, mesh: Mesh) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Parameters whose gradients this rank counts: experts shared out over replicas, and others."""
     held: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
     for param, named in state.parameters():
         if counts_here(state.spec, param, mesh):
-            held[0 if _shared_out(param, mesh) else 1].append(named)
+            held[0 if shared_out(param, mesh) else 1].append(named)
     return held

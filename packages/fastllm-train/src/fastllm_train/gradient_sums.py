@@ -20,6 +20,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fastllm_planner.arch import ParamSpec
+from fastllm_train.mesh import Mesh
+
 BUCKET_BYTES = 32 * 2**20
 ALIGNED_TO = 64  # bytes: a cache line, and more than any vector register wants
 
@@ -144,6 +147,21 @@ class GradientSums:
 
     def _reduce(self, flat: Tensor, group: dist.ProcessGroup) -> dist.Work | None:
         return dist.all_reduce(flat, group=group, async_op=True) if group.size() > 1 else None
+
+
+def shared_out(param: ParamSpec, mesh: Mesh) -> bool:
+    """Whether ``param`` is of an expert that only some replicas hold."""
+    return param.expert is not None and mesh.parallel.ep > 1
+
+
+def replica_groups(
+    parameters: Iterable[tuple[ParamSpec, nn.Parameter]], mesh: Mesh
+) -> list[tuple[nn.Parameter, dist.ProcessGroup]]:
+    """Parameters with the ranks that hold the same one and see other tokens."""
+    return [
+        (held, mesh.expert_data_group if shared_out(param, mesh) else mesh.data_group)
+        for param, held in parameters
+    ]
 
 
 def _by_group(

@@ -47,7 +47,8 @@ def _refuse_other_layout(path: Path, config: Config) -> None:
     if chosen_engine(config) == "torch":
         raise UserError(
             f"{path} was written by DeepSpeed, which alone reads it",
-            hint='set speed.engine="deepspeed" to go on from it, or use --fresh',
+            hint='go on with speed.engine="deepspeed" in the layout it was written in, with '
+            'checkpoint.format="portable" to change engine or layout at the next one',
         )
     saved, wanted = checkpoint.layout_of(path), deepspeed_layout(config)
     if saved is not None and saved != wanted:

@@ -12,6 +12,7 @@ from fastllm_planner.layout import Layout
 from fastllm_planner.memory import StageMemory, estimate_memory
 from fastllm_train.config import Config
 from fastllm_train.deepspeed_config import effective_zero_stage
+from fastllm_train.engine_choice import chosen_engine
 from fastllm_train.errors import UserError
 
 # The prediction's bytes do not depend on the device; a cluster needs one.
@@ -20,6 +21,8 @@ ANY_GPU = "H100-SXM"
 
 def refuse_untraceable(config: Config) -> None:
     """``UserError`` for what the trace does not follow."""
+    if chosen_engine(config) == "torch":
+        return
     if config.parallel.zero_stage == 3 or config.parallel.offload != "none":
         raise UserError(
             "the memory trace follows ZeRO 0 to 2 without offload",
@@ -73,7 +76,7 @@ def predict(config: Config, spec: ArchSpec, cluster: Cluster) -> tuple[StageMemo
         pp=parallel.pp,
         cp=parallel.cp,
         ep=parallel.ep,
-        zero_stage=effective_zero_stage(config)[0],
+        zero_stage=0 if chosen_engine(config) == "torch" else effective_zero_stage(config)[0],
         micro_batch=batch.micro,
         global_batch=batch.global_size,
         seq_len=batch.seq_len,

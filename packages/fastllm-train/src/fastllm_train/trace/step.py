@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastllm_planner.arch import ArchSpec
 from fastllm_train.config import Config
+from fastllm_train.engine_choice import chosen_engine
 from fastllm_train.expert_parallel import mark_parameters
 from fastllm_train.layout import Coordinates
 from fastllm_train.mesh import Mesh, build_mesh
@@ -30,6 +31,7 @@ from fastllm_train.pipeline.run import Runner
 from fastllm_train.pipeline.stage import PipelineStage
 from fastllm_train.trace.balanced import balance_routing
 from fastllm_train.trace.tracer import MemoryTracer, Peak
+from fastllm_train.trace.whole_states import WholeStatesMemory
 from fastllm_train.trace.zero import ZeroMemory
 
 CPU = torch.device("cpu")
@@ -81,7 +83,8 @@ def _run_steps(
     copy: Tensor | None,
     tracer: MemoryTracer,
 ) -> None:
-    zero = ZeroMemory(config, mesh, part, tracer)
+    torch_alone = chosen_engine(config) == "torch"
+    states = (WholeStatesMemory if torch_alone else ZeroMemory)(config, mesh, part, tracer)
     shape, dtype = activation_shape(config, spec), config.precision.torch_dtype
     exchange = Exchange(mesh, shape, dtype, CPU)
     tied = tie_ends(part, copy, mesh, exchange)
@@ -96,15 +99,15 @@ def _run_steps(
     def backward(objective: Tensor) -> None:
         nonlocal left
         left -= 1
-        zero.before_backward(last=left == 0)
+        states.before_backward(last=left == 0)
         tracer.phase = "backward"
         objective.backward()
-        zero.after_backward()
+        states.after_backward()
 
     def done(last: bool) -> None:
         nonlocal left
         if last:
-            zero.step()
+            states.step()
             left = count
         else:
             tracer.track((p.grad for p in part.parameters() if p.grad is not None), "gradients")
