@@ -48,7 +48,7 @@ def test_a_rank_that_hangs_is_named_with_the_operation_the_others_wait_in(
         ranks[1].communicate()
     assert ranks[0].returncode == EXIT_STATUS, log
     report = log[log.index("error: nothing moved for 2 s in all_reduce") :]
-    assert "rank 0: step 3, after reading data: waits in all_reduce (engine_deepspeed.py" in report
+    assert "rank 0: step 3, after reading data: waits in all_reduce (engine_step.py" in report
     assert "hint: look at the machine of rank 1: the others wait for it" in report
     if fault == "sleep":
         here = "rank 1: step 3, after the step before: is in no collective operation"

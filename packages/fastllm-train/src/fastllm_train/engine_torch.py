@@ -96,10 +96,11 @@ class TorchEngine:
         self._sums.finish()
         clock.lap("backward")
         loss = global_sum([float(total)], self._mesh, self._device)[0] / weight
-        norm = self._grad_norm()
-        updated = judge(loss, float(norm), None)
+        on_device = self._grad_norm()
+        norm = float(on_device)
+        updated = judge(loss, norm, None)
         if updated:
-            scale = clip_coefficient(norm.float(), self._clip) if self._clip else None
+            scale = clip_coefficient(on_device.float(), self._clip) if self._clip else None
             self._states.update(self._sums.of, lr, scale)
         self._sums.clear()
         if self._tied is not None:
@@ -107,7 +108,7 @@ class TorchEngine:
         self._exchange.finish()
         asked = any_rank(stop, self._device)
         clock.lap("optimizer")
-        return StepOutcome(loss, float(norm), asked, clock.seconds, updated)
+        return StepOutcome(loss, norm, asked, clock.seconds, updated)
 
     def evaluate(self, batches: Sequence[MicroBatch]) -> tuple[float, float]:
         tensors = [self._tensors(batch) for batch in batches]
