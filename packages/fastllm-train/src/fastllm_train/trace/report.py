@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from fastllm_planner.arch import ArchSpec
@@ -70,13 +71,16 @@ def memory_report(config: Config, spec: ArchSpec, gpu_name: str | None) -> dict[
 def predict(config: Config, spec: ArchSpec, cluster: Cluster) -> tuple[StageMemory, ...]:
     """The planner's estimate for the same layout, stage by stage."""
     parallel, batch = config.parallel, config.batch
+    stack, stage = backend("fastllm"), effective_zero_stage(config)[0]
+    if chosen_engine(config) == "torch":  # whose update makes nothing beside its states
+        stack, stage = replace(stack, optimizer_temp_bytes=0.0), 0
     layout = Layout(
         dp=parallel.dp,
         tp=parallel.tp,
         pp=parallel.pp,
         cp=parallel.cp,
         ep=parallel.ep,
-        zero_stage=0 if chosen_engine(config) == "torch" else effective_zero_stage(config)[0],
+        zero_stage=stage,
         micro_batch=batch.micro,
         global_batch=batch.global_size,
         seq_len=batch.seq_len,
@@ -84,7 +88,7 @@ def predict(config: Config, spec: ArchSpec, cluster: Cluster) -> tuple[StageMemo
         sequence_parallel=parallel.sequence_parallel,
         dtype=config.precision.dtype,
     )
-    return estimate_memory(spec, layout, cluster, backend("fastllm")).stages
+    return estimate_memory(spec, layout, cluster, stack).stages
 
 
 def memory_text(report: dict[str, Any]) -> str:
