@@ -26,7 +26,6 @@ from fastllm_core import _core
 from fastllm_train.ops.cross_entropy import become_gradient_, joined, losses_of
 from fastllm_train.ops.matmul import multiply_
 from fastllm_train.ops.registration import contiguous_capsule, define, stream_of
-from fastllm_train.ops.scratch import scratch
 
 __all__ = ["linear_cross_entropy", "linear_cross_entropy_sum"]
 
@@ -149,7 +148,7 @@ class _WeightedSum(torch.autograd.Function):
         rows, row_bytes = hidden.shape[0], max(1, weight.shape[0] * hidden.element_size())
         pieces = -(-rows // max(1, chunk_bytes // row_bytes))
         step = max(1, -(-rows // max(1, pieces)))
-        (buffer,) = scratch(hidden, (min(step, rows), weight.shape[0]))
+        buffer = hidden.new_empty(min(step, rows), weight.shape[0])
         dhidden = hidden.new_empty(hidden.shape) if need[0] else None
         dweight = _WeightGradient(weight, rows > step) if need[1] else None
         losses: list[torch.Tensor] = []
