@@ -130,7 +130,9 @@ def columns(seconds: list[float]) -> str:
     if not seconds:
         return ""
     ours, *theirs = seconds
-    return f"{ours * 1e3:9.1f} ms" + "".join(f"{t * 1e3:9.1f} ms{t / ours:7.1f}x" for t in theirs)
+    digits = 1 if ours >= 0.01 else 3
+    text = f"{ours * 1e3:9.{digits}f} ms"
+    return text + "".join(f"{t * 1e3:9.{digits}f} ms{t / ours:7.2f}x" for t in theirs)
 
 
 if __name__ == "__main__":
