@@ -23,6 +23,7 @@ from fastllm_train import gradient_sums
 from fastllm_train.config import Config, build_config, to_table
 from fastllm_train.data import read_step
 from fastllm_train.engine_choice import build_engine
+from fastllm_train.master_weights import MasterWeights
 from fastllm_train.portable import PortableCheckpoint, is_portable
 from fastllm_train.schedule import learning_rate
 from fastllm_train.tensor_parallel.apply import copies_differ
@@ -157,6 +158,8 @@ def _run(name: str, config: Config) -> dict[str, Any]:
 
 def _adam_steps(engine: Any) -> int:
     """By the optimizer's own count: none when a run starts."""
+    if isinstance(engine._states, MasterWeights):
+        return engine._states.steps if engine._loaded is None else 0  # those of the checkpoint
     states = engine._states._torch_optimizer.state.values()
     return max((int(state.get("step", 0)) for state in states), default=0)
 
