@@ -201,10 +201,20 @@ def gemm_linear_weight_grad_sm90(d: Device) -> None:
         d.core.linear_weight_grad(dy, x, d.random(n, k))
 
 
-# The emulated device, where it is not the default.
-HOPPER = {"capability": 90, "multiprocessors": 2}
-DEVICE_OPTIONS = {f"linear_{product}_sm90": HOPPER for product in ("bias", "swiglu", "weight_grad")}
+def gemm_grouped_linear_sm90(d: Device) -> None:
+    """More groups than blocks, one of them empty."""
+    sizes, n, k = (70, 0, 1, 130, 3), 136, 72
+    x, w = (d.random(*s, dtype=torch.bfloat16) for s in ((sum(sizes), k), (len(sizes), n, k)))
+    offsets = d.put(torch.tensor([0, *sizes]).cumsum(0))
+    y = d.empty(sum(sizes), n, dtype=torch.bfloat16)
+    words = d.core.grouped_workspace_bytes(len(sizes)) // 8 + 1
+    d.core.grouped_linear(x, w, offsets, y, d.empty(words, dtype=torch.int64))
+
 
 GEMM_RUNS = {
     name.removeprefix("gemm_"): f for name, f in list(globals().items()) if name[:5] == "gemm_"
 }
+
+# The emulated device, where it is not the default.
+HOPPER = {"capability": 90, "multiprocessors": 2}
+DEVICE_OPTIONS = {name: HOPPER for name in GEMM_RUNS if name.endswith("_sm90")}

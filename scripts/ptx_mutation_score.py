@@ -64,6 +64,8 @@ OPERATORS = (
     ),
     Operator("arrival deleted", re.compile(r"\bmbarrier\.arrive[^;]*;"), ""),
     Operator("proxy fence deleted", re.compile(r"\bfence\.(proxy\.async|mbarrier_init)[^;]*;"), ""),
+    Operator("map fence deleted", re.compile(r"\bfence\.proxy\.tensormap[^;]*;"), ""),
+    Operator("map not published", re.compile(r"\btensormap\.cp_fenceproxy[^;]*;"), ""),
     Operator("wgmma fence deleted", re.compile(r"\bwgmma\.fence[^;]*;"), ""),
     Operator("wgmma not waited for", re.compile(r"\bwgmma\.wait_group[^;]*;"), ""),
     Operator("bulk store not waited for", re.compile(r"\bcp\.async\.bulk\.wait_group[^;]*;"), ""),

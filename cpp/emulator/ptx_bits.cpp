@@ -159,6 +159,31 @@ void count_bits(Decoding& d, Instruction& out) {
     out.run = with_integer(d, type, []<class T>() -> Handler { return &bit_count<T, kWhat>; });
 }
 
+// The place of the highest bit, or how far a shift to the left brings it there; of 0, all ones.
+template <class T, bool kShift>
+Flow find_bit(Warp& w, const Instruction& i, std::uint32_t lanes) {
+    std::uint64_t* to = w.row(i.rows[0]);
+    const std::uint64_t* a = w.row(i.rows[1]);
+    for_lanes(lanes, [&](unsigned l) {
+        const T value = get<T>(a[l]);
+        const auto zeros = static_cast<unsigned>(std::countl_zero(value));
+        to[l] = value == 0 ? 0xffffffffu : kShift ? zeros : 8 * sizeof(T) - 1 - zeros;
+    });
+    return Flow::kNext;
+}
+
+void finding(Decoding& d, Instruction& out) {
+    const bool shift = d.take("shiftamt");
+    const Type type = d.take_type();
+    if (type.kind != 'u') d.refuse();  // of signed numbers: the highest bit that is not the sign's
+    plain_operands(d, out);
+    require_operands(d, 2);
+    if (type.bits == 32)
+        out.run = shift ? &find_bit<std::uint32_t, true> : &find_bit<std::uint32_t, false>;
+    else
+        out.run = shift ? &find_bit<std::uint64_t, true> : &find_bit<std::uint64_t, false>;
+}
+
 void shift_by(Decoding& d, Instruction& out, bool left) {
     const Type type = d.take_type();
     plain_operands(d, out);
@@ -226,6 +251,8 @@ bool decode_bits(std::string_view opcode, Decoding& d, Instruction& out) {
         count_bits<1>(d, out);
     else if (opcode == "brev")
         count_bits<2>(d, out);
+    else if (opcode == "bfind")
+        finding(d, out);
     else if (opcode == "lop3") {
         d.take_type();
         require_operands(d, 5);

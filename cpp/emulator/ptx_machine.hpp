@@ -145,7 +145,7 @@ class Block {
     Flow cluster_barrier(Warp& warp, std::uint32_t lanes, bool arrive, int line);
     // A tensor map that the warp copied to global memory, a lane's fence for it, and the map that
     // a copy uses: ptx_map_update.cpp.
-    void publish_map(const Warp& warp, std::uint64_t at);
+    void publish_map(Warp& warp, std::uint64_t from, std::uint64_t to, int line);
     void acquire_map(Warp& warp, unsigned lane, std::uint64_t at);
     const unsigned char* reach_map(Warp& warp, unsigned lane, std::uint64_t at, int line);
     unsigned warp_count() const { return static_cast<unsigned>(warps_.size()); }

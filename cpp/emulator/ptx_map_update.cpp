@@ -4,7 +4,9 @@
 // A kernel changes a map in shared memory and publishes it by a copy to global memory; a thread
 // sees it there after a fence of its own, if the two are ordered. Of what else a launch writes into
 // a map copies see nothing. Not checked: that a map is left alone while copies still use it.
+#include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "block.hpp"
 #include "device_memory.hpp"
@@ -73,7 +75,7 @@ Flow replace(Warp& w, const Instruction& i, std::uint32_t lanes) {
     return Flow::kNext;
 }
 
-// rows: address in global memory, address in shared memory. Each lane copies its four bytes.
+// rows: address in global memory, address in shared memory.
 Flow publish(Warp& w, const Instruction& i, std::uint32_t lanes) {
     if (lanes != w.alive()) return Flow::kWait;
     if (lanes != kAllLanes) refuse_map(w, 0, i.line, "the warp has not 32 lanes");
@@ -85,12 +87,8 @@ Flow publish(Warp& w, const Instruction& i, std::uint32_t lanes) {
         if (w.row(i.rows[0])[l] != to || w.row(i.rows[1])[l] != from) {
             refuse_map(w, l, i.line, "lanes of the warp have different maps");
         }
-        const unsigned char* source =
-            w.block->reach(w, l, Space::kShared, from + l * 4, 4, Access::kRead, i.line);
-        std::memcpy(w.block->reach(w, l, Space::kGlobal, to + l * 4, 4, Access::kWrite, i.line),
-                    source, 4);
     }
-    w.block->publish_map(w, to);
+    w.block->publish_map(w, from, to, i.line);
     return Flow::kNext;
 }
 
@@ -136,8 +134,19 @@ void require_whole_map(Decoding& d, std::size_t operand) {
 
 }  // namespace
 
-void Block::publish_map(const Warp& warp, std::uint64_t at) {
-    maps_[at] = {advance_time(), warp.index};
+// The copy is one operation of all lanes and in the program order of each. So what it reads must be
+// ordered before more than one of them, and it is remembered as the first one's.
+void Block::publish_map(Warp& warp, std::uint64_t from, std::uint64_t to, int line) {
+    for (std::size_t n = 0; n < kMapBytes; n += 16) {
+        reach(warp, 0, Space::kShared, from + n, 16, Access::kRead, line);
+        const auto cells = cells_.begin() + static_cast<std::ptrdiff_t>((from & 0xffffffffu) + n);
+        const std::vector<Cell> remembered(cells, cells + 16);
+        const unsigned char* source =
+            reach(warp, 31, Space::kShared, from + n, 16, Access::kRead, line);
+        std::copy(remembered.begin(), remembered.end(), cells);
+        std::memcpy(reach(warp, 0, Space::kGlobal, to + n, 16, Access::kWrite, line), source, 16);
+    }
+    maps_[to] = {advance_time(), warp.index};
 }
 
 void Block::acquire_map(Warp& warp, unsigned lane, std::uint64_t at) {

@@ -30,7 +30,8 @@ HOPPER_KERNELS = {
     "linear_bias": "LinCombPerColBiasI",
     "linear_bias_gelu": "LinCombPerColBiasEltActAuxI",
     "linear_swiglu": "SiLu",
-    "linear_weight_grad": "17LinearCombinationI",
+    "linear_weight_grad": "17LinearCombinationIffff",
+    "grouped_linear": "MainloopSm90Array",
 }
 
 
@@ -182,9 +183,13 @@ def test_linear_weight_grad(gemm: Any, case: Case, dtype: torch.dtype) -> None:
     check(gemm.get(dw), before.double() + dy.double().t() @ x.double(), terms)
 
 
+@pytest.mark.parametrize(
+    "schedule", [None, 0, 1, 5], ids=lambda s: "sm80" if s is None else f"sm90-{s}"
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str, indirect=True)
-def test_grouped_linear(gemm: Any, dtype: torch.dtype) -> None:
-    """Groups of many tokens, of one and of none."""
+def test_grouped_linear(gemm: Any, dtype: torch.dtype, schedule: int | None) -> None:
+    """Groups of many tokens, of one and of none; on sm_90 a block's tiles are of several groups."""
+    start(gemm, schedule)
     sizes = (70, 0, 1, 130, 3)
     m, n, k = sum(sizes), 72, 104
     x, w = randn(m, k, dtype=dtype), randn(len(sizes), n, k, dtype=dtype, seed=1)
@@ -193,7 +198,7 @@ def test_grouped_linear(gemm: Any, dtype: torch.dtype) -> None:
     words = gemm.core.grouped_workspace_bytes(len(sizes)) // 8 + 1
     workspace = gemm.empty((words,), torch.int64)
     gemm.core.grouped_linear(gemm.put(x), gemm.put(w), gemm.put(offsets), y, workspace)
-    finish(gemm, "grouped_linear", (m, n, k))
+    finish(gemm, "grouped_linear", (m, n, k), schedule)
     got = gemm.get(y)
     for g in range(len(sizes)):
         rows = slice(int(offsets[g]), int(offsets[g + 1]))

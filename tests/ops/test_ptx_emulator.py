@@ -192,6 +192,8 @@ def words(values: list[int]) -> list[int]:
         ("bfi.b32 %r5, %r1, 0xff, 4, 2;", lambda t: (0xFF & ~0x30) | (t & 3) << 4),
         ("brev.b32 %r5, %r1;", lambda t: int(f"{t:032b}"[::-1], 2)),
         ("clz.b32 %r5, %r1;", lambda t: 32 - t.bit_length()),
+        ("bfind.u32 %r5, %r1;", lambda t: t.bit_length() - 1),
+        ("bfind.shiftamt.u32 %r5, %r1;", lambda t: 32 - t.bit_length() if t else -1),
         ("shr.s32 %r5, -64, %r1;", lambda t: -64 >> t),
         ("setp.lt.and.s32 %p1|%p2, %r1, 9, %p3; selp.u32 %r5, 1, 2, %p1;", lambda _: 2),
         ("vote.sync.ballot.b32 %r5, %p3, -1;", lambda _: 0),

@@ -1,5 +1,5 @@
-// Matrix products with fused epilogues on tensor cores: CUTLASS 2.x for sm_80 and later, and, for
-// all but grouped_linear where the device is an sm_90, warp-specialised kernels of CUTLASS 3.x.
+// Matrix products with fused epilogues on tensor cores: CUTLASS 2.x for sm_80 and later, and,
+// where the device is an sm_90, warp-specialised kernels of CUTLASS 3.x.
 //
 // Matrices are dense and row-major, of `dtype` (bfloat16 or float16), with float32 accumulation; a
 // weight is (out, in), as torch.nn.Linear keeps it. `n` and `k` are multiples of 8 and every
@@ -65,7 +65,7 @@ struct LinearWeightGrad {
 // For each group g: y[offsets[g]:offsets[g+1]] = x[offsets[g]:offsets[g+1]] w[g]^T. x (m, k),
 // w (groups, n, k), y (m, n); offsets (groups + 1) int64 in device memory, ascending from 0 to m,
 // so that the host need not know how tokens fell to experts. `workspace`: grouped_workspace_bytes()
-// bytes of device memory, aligned to 16.
+// bytes of device memory, aligned to 16, of the device that is current then and at the launch.
 struct GroupedLinear {
     DType dtype;
     std::int64_t m, n, k;

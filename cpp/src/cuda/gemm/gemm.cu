@@ -110,11 +110,18 @@ void linear_weight_grad(const LinearWeightGrad& a, void* stream) {
 void grouped_linear(const GroupedLinear& a, void* stream) {
     require("grouped_linear", a.m, a.n, a.k, {a.x, a.w, a.y, a.workspace});
     if (a.m == 0 || a.groups == 0) return;
+    if (on_sm90()) {
+        return dispatch<GroupedLinear>("grouped_linear", INSTANCES(gemm::grouped_linear_sm90), a,
+                                       stream);
+    }
     dispatch<GroupedLinear>("grouped_linear", INSTANCES(gemm::grouped_linear), a, stream);
 }
 
 std::size_t grouped_workspace_bytes(std::int64_t groups) {
-    return gemm::GroupedWorkspace::bytes(groups);
+    const std::size_t bytes = gemm::GroupedWorkspace::bytes(groups);
+    if (groups == 0 || !on_sm90()) return bytes;
+    return bytes + gemm::GroupedWorkspace::kTensorMapAlignment +
+           gemm::grouped_tensor_map_bytes_sm90<cutlass::bfloat16_t>(groups);
 }
 
 }  // namespace fastllm::cuda

@@ -16,6 +16,13 @@ struct GroupedWorkspace {
     std::int64_t* leading_y;
     int* sizes;  // m, n, k
 
+    // On an sm_90 the tensor maps come behind.
+    static constexpr std::size_t kTensorMapAlignment = 128;
+    void* tensor_maps(std::int64_t groups) const {
+        const auto end = reinterpret_cast<std::uintptr_t>(sizes + 3 * groups);
+        return reinterpret_cast<void*>((end + kTensorMapAlignment - 1) / kTensorMapAlignment *
+                                       kTensorMapAlignment);
+    }
     static std::size_t bytes(std::int64_t groups) {
         return static_cast<std::size_t>(groups) * (5 * sizeof(void*) + 3 * sizeof(int));
     }

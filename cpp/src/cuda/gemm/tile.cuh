@@ -11,6 +11,8 @@
 #include <cutlass/half.h>
 #include <cutlass/layout/matrix.h>
 
+#include <cstddef>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -60,5 +62,10 @@ template <class T>
 void linear_weight_grad_sm90(const LinearWeightGrad& args, void* stream);
 template <class T>
 void grouped_linear(const GroupedLinear& args, void* stream);
+template <class T>
+void grouped_linear_sm90(const GroupedLinear& args, void* stream);
+// Beyond GroupedWorkspace::bytes(), for the current device.
+template <class T>
+std::size_t grouped_tensor_map_bytes_sm90(std::int64_t groups);
 
 }  // namespace fastllm::cuda::gemm
