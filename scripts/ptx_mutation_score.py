@@ -7,7 +7,8 @@ a time. A load or store one access too far may stay within the tensor, and witho
 memory or a publication of a tensor map an older one may be there, to which no checker can object:
 if values differ, that is counted apart. Every other mutant must be reported. Mutants that can
 change nothing are listed, with the reason, in mutants.toml ([[ptx_equivalent]]); an entry there, or
-a number in one, that fits none is an error, too. Runs on what `pytest tests/ops -k "ptx or gemm"` builds.
+a number in one, that fits none is an error, too. Runs on what
+`pytest tests/ops -k "ptx or gemm"` builds.
 """
 
 from __future__ import annotations
