@@ -23,7 +23,14 @@ void adamw(py::handle master_, py::handle grad_, py::handle exp_avg_, py::handle
     const MaybeTensor grad_scale = optional_tensor(op, "grad_scale", grad_scale_);
     if (step < 1) throw py::value_error("adamw: step counts from 1");
 
-    master.dense(DType::kFloat32).writable();
+    const bool in_halves = master.is_int16();
+    if (in_halves) {
+        if (!model) master.fail("is int16, the lower halves of masters: model must be given");
+        master.dense_int16().writable();
+        model->typed(DType::kBFloat16);
+    } else {
+        master.dense(DType::kFloat32).writable();
+    }
     grad.beside(master).dense(grad.dtype()).like(master);
     for (const DlpackTensor* state : {&exp_avg, &exp_avg_sq}) {
         state->beside(master).dense(DType::kFloat32).like(master).writable();
@@ -45,7 +52,8 @@ void adamw(py::handle master_, py::handle grad_, py::handle exp_avg_, py::handle
         static_cast<float>(weight_decay),
         static_cast<float>(1.0 - std::pow(beta1, static_cast<double>(step))),
         static_cast<float>(std::sqrt(1.0 - std::pow(beta2, static_cast<double>(step)))),
-        master.data_as<float>(),
+        in_halves ? nullptr : master.data_as<float>(),
+        in_halves ? master.data_as<std::int16_t>() : nullptr,
         exp_avg.data_as<float>(),
         exp_avg_sq.data_as<float>(),
         grad.dtype(),

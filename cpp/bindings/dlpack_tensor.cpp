@@ -132,7 +132,11 @@ const DlpackTensor& DlpackTensor::typed(DType expected) const {
     if (dtype() != expected) {
         fail(std::string("is ") + name_of(dtype()) + ", expected " + name_of(expected));
     }
-    if (reinterpret_cast<std::uintptr_t>(data()) % size_in_bytes(expected) != 0) {
+    return aligned_to(size_in_bytes(expected));
+}
+
+const DlpackTensor& DlpackTensor::aligned_to(std::size_t bytes) const {
+    if (reinterpret_cast<std::uintptr_t>(data()) % bytes != 0) {
         fail("is not aligned to its element size");
     }
     return *this;
@@ -147,13 +151,20 @@ const DlpackTensor& DlpackTensor::contiguous() const {
     return *this;
 }
 
+bool DlpackTensor::is_int16() const {
+    const dlpack::Tensor& t = tensor();
+    return t.type_lanes == 1 && t.type_code == kInt && t.type_bits == 16;
+}
+
+const DlpackTensor& DlpackTensor::dense_int16() const {
+    if (!is_int16()) fail("is not int16");
+    return aligned_to(sizeof(std::int16_t)).contiguous();
+}
+
 const DlpackTensor& DlpackTensor::dense_int64() const {
     const dlpack::Tensor& t = tensor();
     if (t.type_lanes != 1 || t.type_code != kInt || t.type_bits != 64) fail("is not int64");
-    if (reinterpret_cast<std::uintptr_t>(data()) % sizeof(std::int64_t) != 0) {
-        fail("is not aligned to its element size");
-    }
-    return contiguous();
+    return aligned_to(sizeof(std::int64_t)).contiguous();
 }
 
 const DlpackTensor& DlpackTensor::bytes() const {

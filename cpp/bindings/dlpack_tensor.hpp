@@ -68,6 +68,8 @@ class DlpackTensor {
     const DlpackTensor& typed(DType dtype) const;
     const DlpackTensor& contiguous() const;  // dense and row-major
     const DlpackTensor& dense(DType dtype) const { return typed(dtype).contiguous(); }
+    bool is_int16() const;
+    const DlpackTensor& dense_int16() const;
     const DlpackTensor& dense_int64() const;
     const DlpackTensor& bytes() const;  // bool or uint8
     const DlpackTensor& shaped(const std::vector<std::int64_t>& shape) const;
@@ -99,6 +101,7 @@ class DlpackTensor {
     const char* name() const { return name_; }
 
   private:
+    const DlpackTensor& aligned_to(std::size_t bytes) const;
     const dlpack::Tensor& tensor() const {
         return versioned_ != nullptr ? versioned_->tensor : plain_->tensor;
     }

@@ -22,8 +22,9 @@ struct ElementType {
     std::uint8_t code;
     std::uint8_t bits;
 };
-constexpr ElementType kElementTypes[] = {
-    {"float32", 2, 32}, {"bfloat16", 4, 16}, {"float16", 2, 16}, {"int64", 0, 64}, {"bool", 6, 8}};
+constexpr ElementType kElementTypes[] = {{"float32", 2, 32}, {"bfloat16", 4, 16},
+                                         {"float16", 2, 16}, {"int16", 0, 16},
+                                         {"int64", 0, 64},   {"bool", 6, 8}};
 
 ElementType element_type(const std::string& name) {
     for (const ElementType& type : kElementTypes) {

@@ -8,9 +8,13 @@
 //            - lr / (1 - beta1^step) * exp_avg / (sqrt(exp_avg_sq) / sqrt(1 - beta2^step) + eps)
 //   model = round(master)
 //
-// in float32, all in place. grad_scale (clipping, loss scale) is read from the tensors' device, so
-// that the host need not wait for it; null stands for 1. Tensors are dense and of one size, and do
-// not overlap.
+// in float32, all in place. Without `master`, the masters are kept in halves, two bytes each: the
+// bits of a master are those of the bfloat16 `model` times 2^16, plus the int16 `lower`. `model` is
+// then read too, and is the master rounded to nearest, ties away from zero: to even, the two
+// halfway cases of an even weight would need 2^16 + 1 values of `lower`. Every master but NaN comes
+// out again to the bit; NaN becomes one without payload. grad_scale (clipping, loss scale) is read
+// from the tensors' device, so that the host need not wait for it; null stands for 1. Tensors are
+// dense and of one size, and do not overlap.
 #pragma once
 
 #include <cstdint>
@@ -28,14 +32,15 @@ struct AdamW {
     float weight_decay;
     float bias_correction1;       // 1 - beta1^step
     float root_bias_correction2;  // sqrt(1 - beta2^step)
-    float* master;
+    float* master;                // or null: in halves
+    std::int16_t* lower;          // lower halves, where master is null
     float* exp_avg;
     float* exp_avg_sq;
     DType grad_dtype;
     const void* grad;
     const float* grad_scale;  // one element, or null
     DType model_dtype;
-    void* model;  // or null
+    void* model;  // or null; bfloat16 where master is null
 };
 
 namespace cpu {

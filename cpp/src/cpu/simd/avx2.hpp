@@ -82,6 +82,26 @@ FASTLLM_INLINE void store(T* p, Vec v, FirstLanes lanes) {
     for (int i = 0; i < lanes.count; ++i) p[i] = copy[i];
 }
 
+// float32 whose bits are those of a bfloat16 times 2^16, plus an int16: halves, rounded to nearest
+// with ties away from zero. Any NaN becomes the one without payload.
+FASTLLM_INLINE Vec load_halves(const bfloat16* upper, const std::int16_t* lower, AllLanes lanes) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(lower));
+    const __m256i high = _mm256_castps_si256(load(upper, lanes).v);
+    return {_mm256_castsi256_ps(_mm256_add_epi32(high, _mm256_cvtepi16_epi32(half)))};
+}
+FASTLLM_INLINE void store_halves(bfloat16* upper, std::int16_t* lower, Vec v, AllLanes) {
+    const __m256 is_nan = _mm256_cmp_ps(v.v, v.v, _CMP_UNORD_Q);
+    const __m256 quiet = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000));
+    const __m256i bits = _mm256_castps_si256(_mm256_blendv_ps(v.v, quiet, is_nan));
+    const __m256i high = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x8000)), 16);
+    const __m256i low = _mm256_and_si256(bits, _mm256_set1_epi32(0xffff));
+    // Per 128 bits: four upper halves, then four lower ones.
+    const __m256i packed = _mm256_packus_epi32(high, low);
+    const __m256i both = _mm256_permute4x64_epi64(packed, _MM_SHUFFLE(3, 1, 2, 0));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(upper), _mm256_castsi256_si128(both));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(lower), _mm256_extracti128_si256(both, 1));
+}
+
 // 2 * kWidth consecutive elements. Of bfloat16, `a` has those at even places and `b` those at odd
 // ones, which takes one instruction each; of the other types, `a` has the first kWidth.
 FASTLLM_INLINE void load_pair(const bfloat16* p, Vec& a, Vec& b) {

@@ -36,11 +36,15 @@ FASTLLM_INLINE Vec widen(__m256i half_words, const float16*) {
     return {_mm512_cvtph_ps(half_words)};
 }
 
+// Any NaN becomes the one without payload, which rounding cannot carry over into infinity.
+FASTLLM_INLINE __m512i bits_of_plain_nan(Vec value) {
+    const __m512 quiet = _mm512_fixupimm_ps(value.v, value.v, _mm512_set1_epi32(0x33), 0);
+    return _mm512_castps_si512(quiet);
+}
+
 // The bits whose upper half is the value rounded to bfloat16.
 FASTLLM_INLINE __m512i rounded_to_upper_half(Vec value) {
-    // Any NaN becomes the one without payload, which rounding cannot carry over into infinity.
-    const __m512 quiet = _mm512_fixupimm_ps(value.v, value.v, _mm512_set1_epi32(0x33), 0);
-    const __m512i bits = _mm512_castps_si512(quiet);
+    const __m512i bits = bits_of_plain_nan(value);
     const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
     const __m512i biased = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
     return _mm512_mask_add_epi32(biased, odd, biased, _mm512_set1_epi32(1));
@@ -77,6 +81,20 @@ FASTLLM_INLINE void store(T* p, Vec v, AllLanes) {
 template <class T>
 FASTLLM_INLINE void store(T* p, Vec v, FirstLanes lanes) {
     _mm256_mask_storeu_epi16(p, mask_of(lanes), narrow(v, p));
+}
+
+// float32 whose bits are those of a bfloat16 times 2^16, plus an int16: halves, rounded to nearest
+// with ties away from zero.
+FASTLLM_INLINE Vec load_halves(const bfloat16* upper, const std::int16_t* lower, AllLanes lanes) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lower));
+    const __m512i high = _mm512_castps_si512(load(upper, lanes).v);
+    return {_mm512_castsi512_ps(_mm512_add_epi32(high, _mm512_cvtepi16_epi32(half)))};
+}
+FASTLLM_INLINE void store_halves(bfloat16* upper, std::int16_t* lower, Vec v, AllLanes) {
+    const __m512i bits = bits_of_plain_nan(v);
+    const __m512i high = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x8000)), 16);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(upper), _mm512_cvtepi32_epi16(high));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(lower), _mm512_cvtepi32_epi16(bits));
 }
 
 // 2 * kWidth consecutive elements. Of bfloat16, `a` has those at even places and `b` those at odd

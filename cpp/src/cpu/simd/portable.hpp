@@ -15,6 +15,7 @@ using Floats = float __attribute__((vector_size(16)));
 using Words = std::uint32_t __attribute__((vector_size(16)));
 using Integers = std::int32_t __attribute__((vector_size(16)));
 using HalfWords = std::uint16_t __attribute__((vector_size(8)));
+using HalfIntegers = std::int16_t __attribute__((vector_size(8)));
 
 struct Vec {
     Floats v;
@@ -74,6 +75,23 @@ FASTLLM_INLINE void store(T* p, Vec v, FirstLanes lanes) {
     T copy[kWidth];
     store(copy, v, AllLanes{});
     for (int i = 0; i < lanes.count; ++i) p[i] = copy[i];
+}
+
+// float32 whose bits are those of a bfloat16 times 2^16, plus an int16: halves, rounded to nearest
+// with ties away from zero. Any NaN keeps its upper half alone, made quiet.
+FASTLLM_INLINE Vec load_halves(const bfloat16* upper, const std::int16_t* lower, AllLanes lanes) {
+    HalfIntegers half;
+    std::memcpy(&half, lower, sizeof half);
+    const Words low = same_bits<Words>(__builtin_convertvector(half, Integers));
+    return {same_bits<Floats>(same_bits<Words>(load(upper, lanes).v) + low)};
+}
+FASTLLM_INLINE void store_halves(bfloat16* upper, std::int16_t* lower, Vec v, AllLanes) {
+    const Words exact = same_bits<Words>(v.v);
+    const Words bits = v.v == v.v ? exact : ((exact | 0x400000u) & 0xffff0000u);
+    const HalfWords high = __builtin_convertvector((bits + 0x8000u) >> 16, HalfWords);
+    const HalfWords low = __builtin_convertvector(bits & 0xffffu, HalfWords);
+    std::memcpy(upper, &high, sizeof high);
+    std::memcpy(lower, &low, sizeof low);
 }
 
 // 2 * kWidth consecutive elements, the first kWidth in `a`.

@@ -18,6 +18,25 @@
 
 namespace fastllm::cpu::FASTLLM_ISA {
 
+FASTLLM_INLINE Vec load_halves(const bfloat16* upper, const std::int16_t* lower, FirstLanes lanes) {
+    bfloat16 high[kWidth] = {};
+    std::int16_t low[kWidth] = {};
+    for (int i = 0; i < lanes.count; ++i) {
+        high[i] = upper[i];
+        low[i] = lower[i];
+    }
+    return load_halves(high, low, AllLanes{});
+}
+FASTLLM_INLINE void store_halves(bfloat16* upper, std::int16_t* lower, Vec v, FirstLanes lanes) {
+    bfloat16 high[kWidth];
+    std::int16_t low[kWidth];
+    store_halves(high, low, v, AllLanes{});
+    for (int i = 0; i < lanes.count; ++i) {
+        upper[i] = high[i];
+        lower[i] = low[i];
+    }
+}
+
 // Two vectors, of 2 * kWidth consecutive elements in the order of load_pair(). What is computed
 // from several pairs element by element is right in any order, as long as all are of one element
 // type.

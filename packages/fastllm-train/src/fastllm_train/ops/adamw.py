@@ -1,8 +1,9 @@
 """One AdamW step on one tensor, in place (Loshchilov and Hutter, arXiv:1711.05101).
 
 Master weight and moments are float32; a copy of the weight in the model's dtype is written in the
-same pass over memory. The formula, in ``cpp/include/fastllm/adamw.hpp``, is that of
-``torch.optim.AdamW``.
+same pass over memory. A bfloat16 model can share its bits with the master: the weight is the upper
+half of it, an int16 the lower one (``split_``, ``joined``). The formula, in
+``cpp/include/fastllm/adamw.hpp``, is that of ``torch.optim.AdamW``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import torch
 from fastllm_core import _core
 from fastllm_train.ops.registration import capsule, define, stream_of
 
-__all__ = ["adamw_"]
+__all__ = ["adamw_", "joined", "split_"]
+
+QUIET_NAN = 0x7FC00000
 
 
 def adamw_(
@@ -32,7 +35,8 @@ def adamw_(
     """Updates ``master``, ``exp_avg`` and ``exp_avg_sq``, and writes ``model``.
 
     Args:
-        master: float32, any shape, contiguous, as are the other tensors of that shape.
+        master: float32, any shape, contiguous, as are the other tensors of that shape. Or
+            int16, the lower halves of masters whose upper halves are ``model``.
         grad: float32, bfloat16 or float16.
         exp_avg: float32, first moment.
         exp_avg_sq: float32, second moment.
@@ -43,7 +47,8 @@ def adamw_(
         step: 1 for the first step.
         grad_scale: float32, one element, on the same device: the gradient is multiplied by it, for
             clipping by norm or a loss scale. It is not read by the host.
-        model: receives the new weight, rounded to its dtype.
+        model: receives the new weight, rounded to its dtype. With an int16 ``master``: bfloat16,
+            read and written.
 
     Raises:
         ValueError: shapes, dtypes or devices do not match, or a tensor is not contiguous.
@@ -51,6 +56,22 @@ def adamw_(
     _adamw(
         master, grad, exp_avg, exp_avg_sq, model, grad_scale, lr, *betas, eps, weight_decay, step
     )
+
+
+def joined(upper: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
+    """The float32 values, of any shape, whose halves these bfloat16 and int16 tensors are: bits of
+    ``upper`` times 2^16, plus ``lower``. The inverse of ``split_``."""
+    bits = upper.view(torch.int16).to(torch.int32)
+    return bits.bitwise_left_shift_(16).add_(lower).view(torch.float32)
+
+
+def split_(values: torch.Tensor, upper: torch.Tensor, lower: torch.Tensor) -> None:
+    """Writes the halves of contiguous float32 ``values``: ``upper``, bfloat16, is the value rounded
+    to nearest, ties away from zero; ``lower``, int16, the rest of its bits. NaN loses its payload.
+    """
+    bits = values.view(torch.int32).masked_fill(values.isnan(), QUIET_NAN)
+    upper.view(torch.int16).copy_(bits.add(0x8000).bitwise_right_shift_(16))
+    lower.copy_(bits.bitwise_left_shift_(16).bitwise_right_shift_(16))
 
 
 def _kernel(
