@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from train_layouts import ADAMW, TINY, Trajectory, assert_same_training, tiny_arch, tiny_config
-from train_worker import SAVE_AT, run_layouts
+from train_worker import SAVE_AT, all_tensors, run_layouts
 
 from fastllm_planner.arch import spec_from_dict
 from fastllm_train.config import Config
@@ -135,13 +134,6 @@ def test_an_optimizer_that_counts_from_zero_again_would_be_seen(
     _, found = other_layouts
     with pytest.raises(AssertionError):
         assert_goes_on(found["no adam step: load dp2 zero1"], found["save"])
-
-
-def all_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
-    for file in sorted(checkpoint.glob("*.safetensors")):
-        found |= load_file(file)
-    return found
 
 
 def small_checkpoint(folder: Path) -> None:

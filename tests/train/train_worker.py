@@ -17,6 +17,7 @@ import torch
 from layout_worker import left_out_of
 from planted import left_out, left_out_once, replaced
 from rank_job import Job, run_jobs
+from safetensors.torch import load_file
 from train_layouts import Trajectory, samples_of
 
 from fastllm_train import gradient_sums
@@ -65,6 +66,14 @@ def weights_of_the_model(restore: Any, states: Any, param: Any, weight: Any, mom
 def saved_again(config: Config, name: str) -> Path:
     """Where a run that starts from a portable checkpoint saves before its first step."""
     return Path(config.run.out) / name / f"global_step{SAVE_AT}"
+
+
+def all_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Of a portable checkpoint, by their names there."""
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(checkpoint.glob("*.safetensors")):
+        found |= load_file(file)
+    return found
 
 
 @contextmanager

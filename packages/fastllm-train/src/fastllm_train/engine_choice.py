@@ -36,6 +36,14 @@ def chosen_engine(config: Config) -> Literal["torch", "deepspeed"]:
     return "deepspeed" if only_deepspeed(config) else "torch"
 
 
+def splits_masters(config: Config) -> bool:
+    """Whether a bf16 weight is the upper half of its fp32 master (``precision.masters``, with
+    "auto" made out)."""
+    precision = config.precision
+    possible = precision.dtype == "bf16" and chosen_engine(config) == "torch"
+    return possible and precision.masters != "whole"
+
+
 def build_engine(config: Config, *arguments: Any) -> Engine:
     """The engine for ``config``; ``arguments`` as ``DeepSpeedEngine`` and ``TorchEngine`` take
     them. Collective."""

@@ -15,6 +15,7 @@ from fastllm_planner.arch import ArchSpec, ParamSpec
 from fastllm_train.config import Config
 from fastllm_train.data import MicroBatch
 from fastllm_train.engine import Judge, StepOutcome, accept_all
+from fastllm_train.engine_choice import splits_masters
 from fastllm_train.engine_state import PartState
 from fastllm_train.engine_step import StepClock, any_rank, batch_tensors, global_sum, global_weight
 from fastllm_train.errors import UserError
@@ -54,7 +55,8 @@ class TorchEngine:
         if start is None:
             cut = partial(cut_to_rank, spec, mesh)
             initialise(part, spec, config.run.seed, cut=cut, value_of=weights)
-        self._states = MasterWeights(list(part.parameters()), config.optim)
+        split = splits_masters(config)
+        self._states = MasterWeights(list(part.parameters()), config.optim, split=split)
         moments = MOMENTS[config.optim.name]
         whole = (self._device, part, self._states, owners(config, spec), moments)
         self._state = PartState(spec, mesh, *whole)

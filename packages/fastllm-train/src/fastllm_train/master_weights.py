@@ -1,7 +1,8 @@
 """fp32 weights and optimizer moments of a rank's parameters, and the step that updates them.
 
 AdamW is ``ops.adamw``: one pass over memory that clips, updates and writes the weight in the
-model's type. States lie in flat buffers that live as long as the run.
+model's type. States lie in flat buffers that live as long as the run. A bf16 weight is the upper
+half of its master where masters are split: then only the lower halves are kept beside it.
 """
 
 from __future__ import annotations
@@ -12,32 +13,37 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastllm_train.ops.adamw import adamw_
+from fastllm_train.ops.adamw import adamw_, joined, split_
 from fastllm_train.optimizer import MOMENTS, OptimConfig, decays
 
 T = TypeVar("T")
 
 
 class MasterWeights:
-    """``States`` (engine_state) of ``parameters``. fp32 parameters are their own masters."""
+    """``States`` (engine_state) of ``parameters``. fp32 parameters are their own masters. With
+    ``split`` the parameters are bf16, and ``_masters`` the int16 lower halves (``ops.adamw``)."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], config: OptimConfig) -> None:
-        self._parameters, self._config = list(parameters), config
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], config: OptimConfig, *, split: bool
+    ) -> None:
+        self._parameters, self._config, self._split = list(parameters), config, split
         self.steps = 0
         own = [p.detach() for p in self._parameters]
         self._separate = bool(own) and own[0].dtype != torch.float32
-        masters = _like(own) if self._separate else own
+        masters = _like(own, torch.int16 if split else torch.float32) if self._separate else own
         self._masters = dict(zip(self._parameters, masters, strict=True))
         self._moments = {
-            key: dict(zip(self._parameters, _like(own), strict=True))
+            key: dict(zip(self._parameters, _like(own, torch.float32), strict=True))
             for key in MOMENTS[config.name]
         }
         self.take_from_model()
 
     def take_from_model(self) -> None:
         """Masters become what the model's weights are."""
-        if self._separate:
-            for param, master in self._masters.items():
+        for param, master in self._masters.items():
+            if self._split:
+                master.zero_()
+            elif self._separate:
                 master.copy_(param.detach())
 
     def update(
@@ -72,14 +78,21 @@ class MasterWeights:
 
     def _sgd(self, param: nn.Parameter, grad: Tensor, lr: float, scale: Tensor | None) -> None:
         """As torch.optim.SGD: the decay is added to the gradient."""
-        master, wide = self._masters[param], grad.float()
+        master, wide = self.weight(param), grad.float()
         if scale is not None:
             wide = wide * scale
         if self._decay(param):
             wide = wide.add(master, alpha=self._decay(param))
-        master.add_(wide, alpha=-lr)
+        self._set(param, master.add_(wide, alpha=-lr))
+
+    def _set(self, param: nn.Parameter, master: Tensor) -> None:
+        """The master's value, and the weight's."""
+        if self._split:
+            split_(master, param.detach(), self._masters[param])
+            return
+        self._masters[param].copy_(master)
         if self._separate:
-            param.copy_(master)
+            param.detach().copy_(master)
 
     def _decay(self, param: nn.Parameter) -> float:
         return self._config.weight_decay if decays(tuple(param.shape)) else 0.0
@@ -92,7 +105,9 @@ class MasterWeights:
         return iter(parameters)
 
     def weight(self, param: nn.Parameter) -> Tensor:
-        return self._masters[param]
+        """The master; made anew where it is split."""
+        master = self._masters[param]
+        return joined(param.detach(), master) if self._split else master
 
     def moments(self, param: nn.Parameter) -> dict[str, Tensor]:
         return {key: held[param] for key, held in self._moments.items()}
@@ -104,18 +119,16 @@ class MasterWeights:
         self.steps = optimizer_steps
 
     def restore(self, param: nn.Parameter, weight: Tensor, moments: Mapping[str, Tensor]) -> None:
-        self._masters[param].copy_(weight)
-        if self._separate:
-            param.detach().copy_(weight)
+        self._set(param, weight.float())
         for key, value in moments.items():
             self._moments[key][param].copy_(value)
 
 
-def _like(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """fp32 zeros of these shapes, in one buffer."""
-    step = 16  # elements: views begin on cache lines
+def _like(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Zeros of these shapes, in one buffer."""
+    step = 64 // dtype.itemsize  # elements: views begin on cache lines
     sizes = [-(-t.numel() // step) * step for t in tensors]
     device: Any = tensors[0].device if tensors else None
-    flat = torch.zeros(sum(sizes), dtype=torch.float32, device=device)
+    flat = torch.zeros(sum(sizes), dtype=dtype, device=device)
     parts = flat.split(sizes)
     return [part[: t.numel()].view(t.shape) for part, t in zip(parts, tensors, strict=True)]

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PrecisionConfig:
-    """``bf16`` and ``fp16`` keep an fp32 master copy of the weights and fp32 Adam moments.
+    """``bf16`` and ``fp16`` keep fp32 masters of the weights and fp32 Adam moments.
+
+    ``masters`` (bf16, torch engine): "split" keeps of a master only what its bf16 weight does not
+    say, 16 bits, instead of "whole" ones beside the weights: 2 bytes a parameter less, the same
+    masters to the bit. "auto" splits where it can.
 
     fp16 scales the loss, so that small gradients do not vanish: by ``loss_scale`` at first. The
     update of a step whose gradients overflow is left out; from the ``loss_scale_hysteresis``-th of
@@ -27,6 +31,7 @@ class PrecisionConfig:
 
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     accumulate: Literal["model", "fp32"] = "model"
+    masters: Literal["auto", "split", "whole"] = "auto"
     loss_scale: int = 65536
     loss_scale_window: int = 1000
     loss_scale_hysteresis: int = 2
@@ -37,6 +42,11 @@ class PrecisionConfig:
             raise UserError(
                 'precision.accumulate="fp32" is not for fp16 in this version',
                 hint='set precision.dtype="bf16", or precision.accumulate="model"',
+            )
+        if self.masters == "split" and self.dtype != "bf16":
+            raise UserError(
+                f'precision.masters="split" is for bf16, the upper half of fp32, not {self.dtype}',
+                hint='set precision.dtype="bf16", or precision.masters="auto"',
             )
         power = math.log2(self.loss_scale) if self.loss_scale > 0 else 0.5
         if power != int(power):

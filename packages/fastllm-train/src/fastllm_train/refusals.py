@@ -34,6 +34,13 @@ def _engine(config: Config) -> None:
             f'speed.engine="torch": {reason} is DeepSpeed\'s',
             hint='set speed.engine="auto", or change the other',
         )
+    if config.precision.masters == "split" and chosen_engine(config) == "deepspeed":
+        reason = reason or 'speed.engine="deepspeed"'
+        raise UserError(
+            f'precision.masters="split" is the torch engine\'s; {reason} takes DeepSpeed, which '
+            "keeps whole masters",
+            hint='set precision.masters="auto", or change the other',
+        )
 
 
 def _sizes(config: Config, spec: ArchSpec) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from fastllm_train.config import Config
+from fastllm_train.engine_choice import splits_masters
 from fastllm_train.engine_state import named_by_spec
 from fastllm_train.gradient_sums import GradientSums, replica_groups
 from fastllm_train.master_weights import MasterWeights
@@ -26,7 +27,8 @@ class WholeStatesMemory:
     ) -> None:
         self._tracer, self._clip = tracer, config.optim.clip
         tracer.phase = "optimizer"
-        self._states = MasterWeights(list(part.parameters()), config.optim)
+        split = splits_masters(config)
+        self._states = MasterWeights(list(part.parameters()), config.optim, split=split)
         tracer.phase = "gradients"
         precision = config.precision
         dtype = torch.float32 if precision.separate_sums else precision.torch_dtype
