@@ -125,6 +125,9 @@ def run_adamw(d: Device) -> None:
         state = [d.random(count), d.random(count), d.put(torch.zeros(count))]
         state.append(d.put(torch.ones(count)))
         d.core.adamw(*state, None, None, 1e-3, 0.9, 0.99, 1e-8, 0.1, 1)
+        upper = d.random(count, dtype=torch.bfloat16)
+        state[0] = d.put(torch.zeros(count, dtype=torch.int16))
+        d.core.adamw(*state, upper, None, 1e-3, 0.9, 0.99, 1e-8, 0.1, 1)
 
 
 def run_moe_permute(d: Device) -> None:

@@ -10,7 +10,7 @@ import torch  # first, so that fastllm_core shares its OpenMP threads
 import torch.nn.functional as F
 
 from fastllm_core import _core
-from fastllm_train.ops.adamw import adamw_
+from fastllm_train.ops.adamw import adamw_, split_
 from fastllm_train.ops.bias_gelu import bias_gelu
 from fastllm_train.ops.cross_entropy import cross_entropy
 from fastllm_train.ops.glu import geglu, swiglu
@@ -210,7 +210,7 @@ def adamw_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> list[Ca
         if model is not None:
             model.copy_(theirs.detach())
 
-    return [
+    cases = [
         Case(
             f"adamw, {label} gradient and copy" if half else f"adamw {label}",
             6 * master.nbytes + grad.nbytes + half,
@@ -222,6 +222,22 @@ def adamw_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> list[Ca
             fused_and_cast,
         )
     ]  # fmt: skip
+    if dtype == torch.bfloat16:
+        upper, lower = torch.empty(count, dtype=dtype), torch.empty(count, dtype=torch.int16)
+        split_(master, upper, lower)
+        cases.append(
+            Case(
+                f"adamw, {label}, masters in halves",
+                4 * master.nbytes + 2 * (upper.nbytes + lower.nbytes) + grad.nbytes,
+                kernel_call(_core.adamw, lower, grad, exp_avg, exp_avg_sq, upper, None, *numbers),
+                lambda: adamw_(
+                    lower, grad, exp_avg, exp_avg_sq, lr=1e-3, betas=(0.9, 0.999), eps=1e-8,
+                    weight_decay=0.01, step=1, model=upper,
+                ),
+                fused_and_cast,
+            )
+        )  # fmt: skip
+    return cases
 
 
 def layernorm_cases(rows: int, cols: int, label: str, dtype: torch.dtype) -> list[Case]:
