@@ -20,6 +20,20 @@ bool set_mmap_threshold([[maybe_unused]] int bytes) {
 #endif
 }
 
+// Whole pages of free memory go back to the system, also those between blocks that are in use,
+// which glibc keeps otherwise. False where there was nothing to give, or the C library has no such
+// call.
+bool trim_heap() {
+#if defined(__GLIBC__)
+    return malloc_trim(0) == 1;
+#else
+    return false;
+#endif
+}
+
 }  // namespace
 
-FASTLLM_BINDING(heap) { m.def("set_mmap_threshold", &set_mmap_threshold, pybind11::arg("bytes")); }
+FASTLLM_BINDING(heap) {
+    m.def("set_mmap_threshold", &set_mmap_threshold, pybind11::arg("bytes"));
+    m.def("trim_heap", &trim_heap);
+}

@@ -22,6 +22,7 @@ from fastllm_core._core import (
     sentencepiece_encoder,
     sentencepiece_info,
     set_mmap_threshold,
+    trim_heap,
     write_json_lines,
 )
 
@@ -46,6 +47,7 @@ __all__ = [
     "sentencepiece_encoder",
     "sentencepiece_info",
     "set_mmap_threshold",
+    "trim_heap",
     "write_json_lines",
 ]
 

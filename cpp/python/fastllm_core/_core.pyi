@@ -116,6 +116,7 @@ def exhaustive_blend(
 
 # heap.cpp
 def set_mmap_threshold(bytes: int) -> bool: ...
+def trim_heap() -> bool: ...
 
 # json_lines.cpp
 # Validity bits, offsets, data (pyarrow's Array.buffers()), first row, whether offsets have 64 bits.

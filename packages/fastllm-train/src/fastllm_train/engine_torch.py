@@ -17,7 +17,14 @@ from fastllm_train.data import MicroBatch
 from fastllm_train.engine import Judge, StepOutcome, accept_all
 from fastllm_train.engine_choice import splits_masters
 from fastllm_train.engine_state import PartState
-from fastllm_train.engine_step import StepClock, any_rank, batch_tensors, global_sum, global_weight
+from fastllm_train.engine_step import (
+    HeapTrim,
+    StepClock,
+    any_rank,
+    batch_tensors,
+    global_sum,
+    global_weight,
+)
 from fastllm_train.errors import UserError
 from fastllm_train.gradient_sums import GradientSums, replica_groups, shared_out
 from fastllm_train.master_weights import MasterWeights
@@ -64,6 +71,7 @@ class TorchEngine:
         self._tied = tie_ends(part, copy, mesh, self._exchange)
         sums = torch.float32 if config.precision.separate_sums else dtype
         self._sums = GradientSums(replica_groups(self._state.parameters(), mesh), sums)
+        self._heap = HeapTrim(self._device)
         self._counted = _counted(self._state, mesh)
         self._loaded: PortableCheckpoint | None = None
         if start is not None:
@@ -105,6 +113,7 @@ class TorchEngine:
             scale = clip_coefficient(on_device.float(), self._clip) if self._clip else None
             self._states.update(self._sums.of, lr, scale)
         self._sums.clear()
+        self._heap.after_step()
         if self._tied is not None:
             self._tied.share_weight()
         self._exchange.finish()
