@@ -275,8 +275,8 @@ def no_offset(cut: Callable[..., Any], array: Any, mesh: Mesh) -> Any:
 def left_out_of(bucket: int) -> Callable[..., Any]:
     """In place of ``GradientSums._reduce``: one bucket stays as it is on each rank."""
 
-    def reduce(kept: Callable[..., Any], sums: Any, flat: torch.Tensor, group: Any) -> Any:
-        return None if flat is sums._buckets[bucket].flat else kept(sums, flat, group)
+    def reduce(kept: Callable[..., Any], sums: Any, whole: Any) -> Any:
+        return None if whole is sums._buckets[bucket] else kept(sums, whole)
 
     return reduce
 

@@ -53,11 +53,21 @@ FP32: dict[str, dict[str, Any]] = {
     "mixtral sgd ep2": {"dp": 2, "ep": 2},
     "mixtral sgd tp2": {"tp": 2},
     "mixtral adamw ep2 pp2": {"dp": 2, "ep": 2, "pp": 2},
+    "llama sgd dp2 zero 1": {"dp": 2, "zero_stage": 1},
+    "llama adamw dp4 zero 1": {"dp": 4, "zero_stage": 1},
+    "llama adamw tp2 pp2 dp2 sp zero 1": {"tp": 2, "pp": 2, "dp": 2, **SP, "zero_stage": 1},
+    "baichuan sgd cp2 zero 1": {"cp": 2, "zero_stage": 1},
+    "gpt2 sgd pp2 dp2 zero 1": {"pp": 2, "dp": 2, "zero_stage": 1},
+    "gpt2 adamw tp2 dp2 zero 1": {"tp": 2, "dp": 2, "zero_stage": 1},
+    "mixtral sgd ep2 zero 1": {"dp": 2, "ep": 2, "zero_stage": 1},
+    "mixtral sgd ep2 dp4 zero 1": {"dp": 4, "ep": 2, "zero_stage": 1},
 }
 IN_BF16: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "llama alone": ({}, BF16),
     "llama dp2": ({"dp": 2}, BF16),
     "llama dp2, fp32 sums": ({"dp": 2}, SUMS),
+    "llama dp2 zero 1": ({"dp": 2, "zero_stage": 1}, BF16),
+    "llama dp2 zero 1, fp32 sums": ({"dp": 2, "zero_stage": 1}, SUMS),
     "llama alone, fp32 sums": ({}, SUMS),
     "llama alone, whole": ({}, WHOLE),
     "gpt2 pp2 tp2": ({"pp": 2, "tp": 2}, BF16),
@@ -68,6 +78,9 @@ WRONG: dict[str, dict[str, Any]] = {
     "one bucket left: dp2": {"dp": 2},
     "torch mean of means: dp2": {"dp": 2},
     "all copies counted: tp2": {"tp": 2},
+    "one bucket left: dp2 zero 1": {"dp": 2, "zero_stage": 1},
+    "shares not gathered: dp2 zero 1": {"dp": 2, "zero_stage": 1},
+    "whole sums counted: dp2 zero 1": {"dp": 2, "zero_stage": 1},
 }
 # Saved by one engine after SAVE_AT steps, gone on from by another: name → (layout, engine).
 SAVED: dict[str, tuple[dict[str, Any], str]] = {
@@ -79,6 +92,8 @@ GOES_ON: dict[str, tuple[dict[str, Any], str]] = {
     "load torch in deepspeed": ({"dp": 2, "zero_stage": 1}, "deepspeed"),
     "load deepspeed in torch": ({"pp": 2}, "torch"),
     "load deepspeed in torch dp2": ({"dp": 2}, "torch"),
+    "load torch in torch dp2 zero 1": ({"dp": 2, "zero_stage": 1}, "torch"),
+    "load deepspeed in torch dp2 zero 1": ({"dp": 2, "zero_stage": 1}, "torch"),
 }
 # Resumed in the same layout.
 SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -86,6 +101,8 @@ SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tp2 bf16": ({"tp": 2, **SP}, BF16),
     "pp2 tied bf16": ({"pp": 2}, BF16),
     "ep2 fp32": ({"dp": 2, "ep": 2}, {}),
+    "dp2 zero 1 bf16": ({"dp": 2, "zero_stage": 1}, BF16),
+    "dp4 ep2 zero 1 fp32": ({"dp": 4, "ep": 2, "zero_stage": 1}, {}),
 }
 # Saved with masters in one form, loaded into the other.
 FORMS: dict[str, tuple[str, str]] = {"split": ("split", "whole"), "whole": ("whole", "split")}
@@ -226,8 +243,9 @@ def test_engines_go_on_from_each_other_s_portable_checkpoints(
     [
         ({"parallel": {"dp": 4, "zero_stage": 0, "tp": 2, "pp": 2}}, "torch"),
         ({"parallel": {"dp": 1, "zero_stage": 3}}, "torch"),
-        ({"parallel": {"dp": 2, "zero_stage": 1}}, "deepspeed"),
-        ({"parallel": {"cp": 2, "zero_stage": 1}}, "deepspeed"),
+        ({"parallel": {"dp": 2, "zero_stage": 1}}, "torch"),
+        ({"parallel": {"dp": 2, "zero_stage": 2}}, "deepspeed"),
+        ({"parallel": {"cp": 2, "zero_stage": 3}}, "deepspeed"),
         ({"parallel": {"zero_stage": 1, "offload": "optimizer"}}, "deepspeed"),
         ({"precision": {"dtype": "fp16"}}, "deepspeed"),
         ({"checkpoint": {"format": "deepspeed"}}, "deepspeed"),

@@ -27,6 +27,7 @@ from fastllm_train.engine_choice import build_engine
 from fastllm_train.master_weights import MasterWeights
 from fastllm_train.portable import PortableCheckpoint, is_portable
 from fastllm_train.schedule import learning_rate
+from fastllm_train.sharded_weights import ShardedWeights
 from fastllm_train.tensor_parallel.apply import copies_differ
 
 
@@ -58,6 +59,13 @@ def mean_of_means(tensors: Any, engine: Any, batch: Any) -> list[torch.Tensor]:
     return [*rest, mask / mask.sum().clamp(min=1)]
 
 
+class Done:
+    """A collective that was never begun."""
+
+    def wait(self) -> None:
+        pass
+
+
 def weights_of_the_model(restore: Any, states: Any, param: Any, weight: Any, moments: Any) -> None:
     """The master is what the model's bf16 weight says."""
     restore(states, param, weight.bfloat16(), moments)
@@ -86,6 +94,7 @@ def planted(name: str) -> Iterator[None]:
     from fastllm_train.engine_torch import TorchEngine
     from fastllm_train.gradient_sums import GradientSums
     from fastllm_train.master_weights import MasterWeights
+    from fastllm_train.sharded_weights import Shard
     from fastllm_train.tensor_parallel import apply, layers
 
     engine, states = module.DeepSpeedEngine, module.EngineStates
@@ -102,6 +111,8 @@ def planted(name: str) -> Iterator[None]:
         "one bucket left": [(GradientSums, "_reduce", left_out_of(1))],
         "torch mean of means": [(TorchEngine, "_tensors", mean_of_means)],
         "all copies counted": [(engine_torch, "counts_here", lambda *_: True)],
+        "shares not gathered": [(Shard, "gather", lambda *_: Done())],
+        "whole sums counted": [(GradientSums, "share_of", lambda _, sums, p: sums.of(p))],
         "no master": [(MasterWeights, "restore", weights_of_the_model)],
         "no adam step": [(states, "begin_restore", steps_from_zero)],
         "zero0 as it is": zero_0_in_bf16,
@@ -167,7 +178,7 @@ def _run(name: str, config: Config) -> dict[str, Any]:
 
 def _adam_steps(engine: Any) -> int:
     """By the optimizer's own count: none when a run starts."""
-    if isinstance(engine._states, MasterWeights):
+    if isinstance(engine._states, MasterWeights | ShardedWeights):
         return engine._states.steps if engine._loaded is None else 0  # those of the checkpoint
     states = engine._states._torch_optimizer.state.values()
     return max((int(state.get("step", 0)) for state in states), default=0)

@@ -13,16 +13,26 @@ if TYPE_CHECKING:
     from fastllm_train.engine import Engine
 
 
-def only_deepspeed(config: Config) -> str:
-    """What ``config`` asks for that only DeepSpeed does, as ``section.key=value``; "" if nothing.
+def replicas(config: Config) -> int:
+    """Ranks that hold the same weights and see other tokens."""
+    return config.parallel.dp * config.parallel.cp
 
-    ZeRO's stages are no more than a name where there is one replica: nothing is cut."""
+
+def cuts_states(config: Config) -> bool:
+    """Whether the torch engine cuts masters and moments over replicas. ZeRO's stages are no more
+    than a name where there is one replica: nothing is cut."""
+    return config.parallel.zero_stage > 0 and replicas(config) > 1
+
+
+def only_deepspeed(config: Config) -> str:
+    """What ``config`` asks for that only DeepSpeed does, as ``section.key=value``; "" if
+    nothing."""
     parallel = config.parallel
     if parallel.offload != "none":
         return f'parallel.offload="{parallel.offload}"'
     if config.precision.dtype == "fp16":
         return 'precision.dtype="fp16"'
-    if parallel.zero_stage > 0 and parallel.dp * parallel.cp > 1:
+    if parallel.zero_stage > 1 and replicas(config) > 1:
         return f"parallel.zero_stage={parallel.zero_stage}"
     if config.checkpoint.format == "deepspeed":
         return 'checkpoint.format="deepspeed"'

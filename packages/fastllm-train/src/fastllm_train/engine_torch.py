@@ -1,4 +1,4 @@
-"""The engine on torch alone, behind ``Engine``: every layout whose states are not sharded."""
+"""The engine on torch alone, behind ``Engine``: every layout of ZeRO-0 and ZeRO-1."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fastllm_planner.arch import ArchSpec, ParamSpec
 from fastllm_train.config import Config
 from fastllm_train.data import MicroBatch
 from fastllm_train.engine import Judge, StepOutcome, accept_all
-from fastllm_train.engine_choice import splits_masters
-from fastllm_train.engine_state import PartState
+from fastllm_train.engine_choice import cuts_states, splits_masters
+from fastllm_train.engine_state import PartState, named_by_spec
 from fastllm_train.engine_step import (
     HeapTrim,
     StepClock,
@@ -30,18 +30,21 @@ from fastllm_train.gradient_sums import GradientSums, replica_groups, shared_out
 from fastllm_train.master_weights import MasterWeights
 from fastllm_train.mesh import Mesh, build_mesh
 from fastllm_train.model_part import activation_shape, build_part, materialise, owners, tie_ends
+from fastllm_train.models.decoder import TrainingModel
 from fastllm_train.models.initialise import initialise
 from fastllm_train.ops.grad_norm import clip_coefficient, sum_of_squares
 from fastllm_train.optimizer import MOMENTS
 from fastllm_train.pipeline.exchange import Exchange
 from fastllm_train.pipeline.run import Runner
+from fastllm_train.pipeline.stage import PipelineStage
 from fastllm_train.portable import PortableCheckpoint, is_portable
+from fastllm_train.sharded_weights import ShardedWeights
 from fastllm_train.tensor_parallel.apply import counts_here, cut_to_rank
 
 
 class TorchEngine:
-    """See ``Engine``. Replicas hold whole states and add up their gradients
-    (``gradient_sums``); each rank updates its part with ``master_weights``."""
+    """See ``Engine``. Replicas add up their gradients (``gradient_sums``). A rank updates its part
+    with ``master_weights``; with ZeRO-1 only its share of that, with ``sharded_weights``."""
 
     def __init__(
         self,
@@ -62,17 +65,14 @@ class TorchEngine:
         if start is None:
             cut = partial(cut_to_rank, spec, mesh)
             initialise(part, spec, config.run.seed, cut=cut, value_of=weights)
-        split = splits_masters(config)
-        self._states = MasterWeights(list(part.parameters()), config.optim, split=split)
+        self._sums, self._states = build_states(config, part, mesh)
         moments = MOMENTS[config.optim.name]
         whole = (self._device, part, self._states, owners(config, spec), moments)
         self._state = PartState(spec, mesh, *whole)
         self._exchange = Exchange(mesh, activation_shape(config, spec), dtype, self._device)
         self._tied = tie_ends(part, copy, mesh, self._exchange)
-        sums = torch.float32 if config.precision.separate_sums else dtype
-        self._sums = GradientSums(replica_groups(self._state.parameters(), mesh), sums)
         self._heap = HeapTrim(self._device)
-        self._counted = _counted(self._state, mesh)
+        self._counted, self._cut = _counted(self._state, mesh), cuts_states(config)
         self._loaded: PortableCheckpoint | None = None
         if start is not None:
             self._restore(start)
@@ -170,19 +170,37 @@ class TorchEngine:
 
     def _grad_norm(self) -> torch.Tensor:
         """Of the summed gradients of the whole model, fp64. What ranks of a replica hold in copies
-        counts once; experts that replicas share out are added up over them."""
+        counts once; experts that replicas share out are added up over them, and so are shares."""
         mesh = self._mesh
         experts, others = (self._squares(group) for group in self._counted)
-        if mesh.parallel.ep > 1:
+        if mesh.parallel.ep > 1 and not self._cut:
             dist.all_reduce(experts, group=mesh.expert_group)
         squares = experts + others
+        if self._cut:
+            dist.all_reduce(squares, group=mesh.data_group)
         if mesh.model_group.size() > 1:
             dist.all_reduce(squares, group=mesh.model_group)
         return squares.sqrt()
 
     def _squares(self, parameters: Sequence[nn.Parameter]) -> torch.Tensor:
-        grads = (self._sums.of(param) for param in parameters)
-        return sum_of_squares([g for g in grads if g is not None], self._device)
+        grads = (self._sums.share_of(param) for param in parameters)
+        held = [g for g in grads if g is not None and g.numel()]
+        return sum_of_squares(held, self._device)
+
+
+def build_states(
+    config: Config, part: TrainingModel | PipelineStage, mesh: Mesh
+) -> tuple[GradientSums, MasterWeights | ShardedWeights]:
+    """The sums of a part's gradients and the states that they update, cut over replicas if
+    ``config`` says so. ``check`` builds them on fake tensors."""
+    precision = config.precision
+    dtype = torch.float32 if precision.separate_sums else precision.torch_dtype
+    cut = cuts_states(config)
+    sums = GradientSums(replica_groups(named_by_spec(part.spec, part), mesh), dtype, cut=cut)
+    parameters, split = list(part.parameters()), splits_masters(config)
+    if cut:
+        return sums, ShardedWeights(parameters, sums, config.optim, split=split)
+    return sums, MasterWeights(parameters, config.optim, split=split)
 
 
 def _counted(state: PartState, mesh: Mesh) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

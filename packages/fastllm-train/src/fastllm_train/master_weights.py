@@ -21,12 +21,21 @@ T = TypeVar("T")
 
 class MasterWeights:
     """``States`` (engine_state) of ``parameters``. fp32 parameters are their own masters. With
-    ``split`` the parameters are bf16, and ``_masters`` the int16 lower halves (``ops.adamw``)."""
+    ``split`` the parameters are bf16, and ``_masters`` the int16 lower halves (``ops.adamw``).
+    ``decayed``: which of them weight decay is for, if their shapes do not say."""
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], config: OptimConfig, *, split: bool
+        self,
+        parameters: Sequence[nn.Parameter],
+        config: OptimConfig,
+        *,
+        split: bool,
+        decayed: Sequence[bool] | None = None,
     ) -> None:
         self._parameters, self._config, self._split = list(parameters), config, split
+        if decayed is None:
+            decayed = [decays(tuple(p.shape)) for p in self._parameters]
+        self._decayed = dict(zip(self._parameters, decayed, strict=True))
         self.steps = 0
         own = [p.detach() for p in self._parameters]
         self._separate = bool(own) and own[0].dtype != torch.float32
@@ -95,7 +104,7 @@ class MasterWeights:
             param.detach().copy_(master)
 
     def _decay(self, param: nn.Parameter) -> float:
-        return self._config.weight_decay if decays(tuple(param.shape)) else 0.0
+        return self._config.weight_decay if self._decayed[param] else 0.0
 
     def visit(
         self, parameters: Iterable[tuple[T, nn.Parameter]], *, write: bool = False
@@ -122,6 +131,14 @@ class MasterWeights:
         self._set(param, weight.float())
         for key, value in moments.items():
             self._moments[key][param].copy_(value)
+
+
+def write_weight(master: Tensor, weight: Tensor, *, split: bool) -> None:
+    """The model's ``weight`` becomes the fp32 ``master``, rounded as an update rounds it."""
+    if split:
+        split_(master.float().contiguous(), weight, torch.empty_like(weight, dtype=torch.int16))
+    else:
+        weight.copy_(master)
 
 
 def _like(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

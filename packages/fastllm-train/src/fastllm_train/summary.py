@@ -8,7 +8,7 @@ from fastllm_planner.arch import ArchSpec, count_params, spec_to_dict
 from fastllm_planner.flops import model_flops_per_token
 from fastllm_train.config import Config, to_table
 from fastllm_train.deepspeed_config import deepspeed_config, effective_zero_stage
-from fastllm_train.engine_choice import chosen_engine, only_deepspeed
+from fastllm_train.engine_choice import chosen_engine, cuts_states, only_deepspeed
 from fastllm_train.schedule import planned_steps
 
 
@@ -16,8 +16,12 @@ def summarise(config: Config, spec: ArchSpec) -> dict[str, Any]:
     """JSON-ready. Assumes that ``refusals.refuse`` let the config pass."""
     table = to_table(config)
     by_deepspeed = chosen_engine(config) == "deepspeed"
-    alone = "one replica: nothing is cut" if config.parallel.zero_stage else ""
-    stage, note = effective_zero_stage(config) if by_deepspeed else (0, alone)
+    if by_deepspeed:
+        stage, note = effective_zero_stage(config)
+    elif cuts_states(config):
+        stage, note = config.parallel.zero_stage, ""
+    else:
+        stage, note = 0, "one replica: nothing is cut" if config.parallel.zero_stage else ""
     steps, seq_len = planned_steps(config.schedule, config.batch), config.batch.seq_len
     return {
         "schema": 1,

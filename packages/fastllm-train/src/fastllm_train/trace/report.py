@@ -13,7 +13,7 @@ from fastllm_planner.layout import Layout
 from fastllm_planner.memory import StageMemory, estimate_memory
 from fastllm_train.config import Config
 from fastllm_train.deepspeed_config import effective_zero_stage
-from fastllm_train.engine_choice import chosen_engine, splits_masters
+from fastllm_train.engine_choice import chosen_engine, cuts_states, splits_masters
 from fastllm_train.errors import UserError
 
 # The prediction's bytes do not depend on the device; a cluster needs one.
@@ -75,7 +75,7 @@ def predict(config: Config, spec: ArchSpec, cluster: Cluster) -> tuple[StageMemo
     if chosen_engine(config) == "torch":  # whose update makes nothing beside its states
         states = stack.optimizer_bytes - (2.0 if splits_masters(config) else 0.0)
         stack = replace(stack, optimizer_temp_bytes=0.0, optimizer_bytes=states)
-        stage = 0
+        stage = parallel.zero_stage if cuts_states(config) else 0
     layout = Layout(
         dp=parallel.dp,
         tp=parallel.tp,

@@ -30,8 +30,8 @@ from fastllm_train.pipeline.exchange import Exchange
 from fastllm_train.pipeline.run import Runner
 from fastllm_train.pipeline.stage import PipelineStage
 from fastllm_train.trace.balanced import balance_routing
+from fastllm_train.trace.engine_states import TorchEngineMemory
 from fastllm_train.trace.tracer import MemoryTracer, Peak
-from fastllm_train.trace.whole_states import WholeStatesMemory
 from fastllm_train.trace.zero import ZeroMemory
 
 CPU = torch.device("cpu")
@@ -84,7 +84,7 @@ def _run_steps(
     tracer: MemoryTracer,
 ) -> None:
     torch_alone = chosen_engine(config) == "torch"
-    states = (WholeStatesMemory if torch_alone else ZeroMemory)(config, mesh, part, tracer)
+    states = (TorchEngineMemory if torch_alone else ZeroMemory)(config, mesh, part, tracer)
     shape, dtype = activation_shape(config, spec), config.precision.torch_dtype
     exchange = Exchange(mesh, shape, dtype, CPU)
     tied = tie_ends(part, copy, mesh, exchange)

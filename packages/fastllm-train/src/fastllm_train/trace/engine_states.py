@@ -5,17 +5,14 @@ from __future__ import annotations
 import torch
 
 from fastllm_train.config import Config
-from fastllm_train.engine_choice import splits_masters
-from fastllm_train.engine_state import named_by_spec
-from fastllm_train.gradient_sums import GradientSums, replica_groups
-from fastllm_train.master_weights import MasterWeights
+from fastllm_train.engine_torch import build_states
 from fastllm_train.mesh import Mesh
 from fastllm_train.models.decoder import TrainingModel
 from fastllm_train.pipeline.stage import PipelineStage
 from fastllm_train.trace.tracer import MemoryTracer
 
 
-class WholeStatesMemory:
+class TorchEngineMemory:
     """Master weights, moments and sums of gradients of one rank; as ``ZeroMemory``."""
 
     def __init__(
@@ -27,13 +24,9 @@ class WholeStatesMemory:
     ) -> None:
         self._tracer, self._clip = tracer, config.optim.clip
         tracer.phase = "optimizer"
-        split = splits_masters(config)
-        self._states = MasterWeights(list(part.parameters()), config.optim, split=split)
-        tracer.phase = "gradients"
-        precision = config.precision
-        dtype = torch.float32 if precision.separate_sums else precision.torch_dtype
-        parameters = named_by_spec(part.spec, part)
-        self._sums = GradientSums(replica_groups(parameters, mesh), dtype)
+        self._sums, self._states = build_states(config, part, mesh)
+        tracer.track(self._sums.buffers(), "gradients")
+        tracer.track(part.parameters(), "weights")  # where they are now
 
     def before_backward(self, *, last: bool) -> None:
         self._sums.before_backward(last=last)
