@@ -82,6 +82,11 @@ WRONG: dict[str, dict[str, Any]] = {
     "shares not gathered: dp2 zero 1": {"dp": 2, "zero_stage": 1},
     "whole sums counted: dp2 zero 1": {"dp": 2, "zero_stage": 1},
 }
+# As on a GPU: shares are reduced alone.
+SCATTERED: dict[str, dict[str, Any]] = {
+    "scattered: dp2 zero 1": {"dp": 2, "zero_stage": 1},
+    "scattered: tp2 dp2 zero 1": {"tp": 2, "dp": 2, "zero_stage": 1},
+}
 # Saved by one engine after SAVE_AT steps, gone on from by another: name → (layout, engine).
 SAVED: dict[str, tuple[dict[str, Any], str]] = {
     "torch": ({"tp": 2}, "torch"),
@@ -123,7 +128,10 @@ def configs() -> dict[str, Config]:
         f"bf16 {name}": config_of(name.split()[0], layout, precision=precision, **TWENTY)
         for name, (layout, precision) in IN_BF16.items()
     }
-    return {**found, **{name: config_of("llama", layout) for name, layout in WRONG.items()}}
+    return {
+        **found,
+        **{name: config_of("llama", layout) for name, layout in (WRONG | SCATTERED).items()},
+    }
 
 
 def saving_configs(folder: Path) -> dict[str, Config]:
@@ -175,6 +183,12 @@ def one_process(family: str, optimizer: str) -> Trajectory:
 @pytest.mark.parametrize("name", FP32)
 def test_training_equals_one_process(name: str, trajectories: dict[str, Trajectory]) -> None:
     assert_same_training(trajectories[name], one_process(*name.split()[:2]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCATTERED)
+def test_shares_may_be_reduced_alone(name: str, trajectories: dict[str, Trajectory]) -> None:
+    assert_same_training(trajectories[name], one_process("llama", "sgd"))
 
 
 @pytest.mark.slow

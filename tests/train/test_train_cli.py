@@ -66,11 +66,11 @@ def test_check_names_the_engine_and_why(config: Path, capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out
     assert "engine              torch\n" in shown
     assert "ZeRO stage          0 (asked for 3: one replica: nothing is cut)" in shown
-    assert main(["check", str(config), "parallel.zero_stage=1"]) == 0
-    assert "engine              deepspeed, for parallel.zero_stage=1" in capsys.readouterr().out
-    assert main(["check", str(config), "speed.engine=torch", "parallel.zero_stage=1"]) == 2
+    assert main(["check", str(config), "parallel.zero_stage=2"]) == 0
+    assert "engine              deepspeed, for parallel.zero_stage=2" in capsys.readouterr().out
+    assert main(["check", str(config), "speed.engine=torch", "parallel.zero_stage=2"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith('error: speed.engine="torch": parallel.zero_stage=1 is DeepSpeed\'s\n')
+    assert error.startswith('error: speed.engine="torch": parallel.zero_stage=2 is DeepSpeed\'s\n')
 
 
 def test_training_without_deepspeed_does_not_import_it(config: Path, tmp_path: Path) -> None:

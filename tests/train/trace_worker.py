@@ -36,13 +36,17 @@ CASES: dict[str, tuple[int, str, int]] = {
     "zero1 bf16, no accumulation": (1, "bf16", 1),
     "zero2 bf16": (2, "bf16", 3),
 }
-# Of the torch engine: the dtype, what micro-batches are added up in, how many there are; how the
-# masters are kept, if not by default.
+# Of the torch engine: the stage, dtype, what micro-batches are added up in, how many there are; how
+# the masters are kept, if not by default.
 TORCH_CASES: dict[str, tuple[Any, ...]] = {
-    "torch fp32": ("fp32", "model", 2),
-    "torch bf16": ("bf16", "model", 1),
-    "torch bf16, whole masters": ("bf16", "model", 1, "whole"),
-    "torch bf16, fp32 sums": ("bf16", "fp32", 2),
+    "torch fp32": (0, "fp32", "model", 2),
+    "torch bf16": (0, "bf16", "model", 1),
+    "torch bf16, whole masters": (0, "bf16", "model", 1, "whole"),
+    "torch bf16, fp32 sums": (0, "bf16", "fp32", 2),
+    "torch zero1 fp32": (1, "fp32", "model", 1),
+    "torch zero1 bf16": (1, "bf16", "model", 2),
+    "torch zero1 bf16, whole masters": (1, "bf16", "model", 2, "whole"),
+    "torch zero1 bf16, fp32 sums": (1, "bf16", "fp32", 2),
 }
 
 
@@ -57,9 +61,9 @@ def config_of(stage: int, dtype: str, accumulation: int, **parallel: Any) -> Con
 
 
 def torch_config_of(
-    dtype: str, accumulate: Any, accumulation: int, masters: Any = "auto"
+    stage: int, dtype: str, accumulate: Any, accumulation: int, masters: Any = "auto"
 ) -> Config:
-    config = config_of(0, dtype, accumulation)
+    config = config_of(stage, dtype, accumulation)
     precision = replace(config.precision, accumulate=accumulate, masters=masters)
     return replace(config, speed=replace(config.speed, engine="torch"), precision=precision)
 

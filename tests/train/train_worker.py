@@ -113,6 +113,7 @@ def planted(name: str) -> Iterator[None]:
         "all copies counted": [(engine_torch, "counts_here", lambda *_: True)],
         "shares not gathered": [(Shard, "gather", lambda *_: Done())],
         "whole sums counted": [(GradientSums, "share_of", lambda _, sums, p: sums.of(p))],
+        "scattered": [(gradient_sums, "scatters", lambda *_: True)],  # not wrong: as on NCCL
         "no master": [(MasterWeights, "restore", weights_of_the_model)],
         "no adam step": [(states, "begin_restore", steps_from_zero)],
         "zero0 as it is": zero_0_in_bf16,

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 # torch 2.13 renamed the one-tensor collectives and warns about the old names.
-_all_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+all_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter_into = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 SEQUENCE = 1
 # Collectives that go on beside what follows, and that torch.compile knows.
@@ -33,7 +33,7 @@ def gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """[B, S/tp, H] on each rank → the whole [B, S, H], without a gradient."""
     front = x.movedim(SEQUENCE, 0).contiguous()
     whole = front.new_empty(front.shape[0] * group.size(), *front.shape[1:])
-    _all_gather_into(whole, front, group=group)
+    all_gather_into(whole, front, group=group)
     # Products take rows that lie together: each would make, and keep, a copy of its own.
     return whole.movedim(0, SEQUENCE).contiguous()
 
@@ -41,7 +41,7 @@ def gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 def _scattered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     front = x.movedim(SEQUENCE, 0).contiguous()
     part = front.new_empty(front.shape[0] // group.size(), *front.shape[1:])
-    _reduce_scatter(part, front, group=group)
+    reduce_scatter_into(part, front, group=group)
     return part.movedim(0, SEQUENCE)
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fastllm_train.collectives import all_gather_into
 from fastllm_train.gradient_sums import Bucket, GradientSums
 from fastllm_train.master_weights import MasterWeights, write_weight
 from fastllm_train.optimizer import MOMENTS, OptimConfig, decays
@@ -142,9 +143,7 @@ class Shard:
     def gather(self) -> dist.Work:
         """Every rank's share of the bucket's weights, to all. Collective."""
         own = self._weights[self._bucket.share]
-        work = dist.all_gather_into_tensor(
-            self._weights, own, group=self._bucket.group, async_op=True
-        )
+        work = all_gather_into(self._weights, own, group=self._bucket.group, async_op=True)
         assert work is not None
         return work
 

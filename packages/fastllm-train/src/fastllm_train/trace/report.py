@@ -74,7 +74,8 @@ def predict(config: Config, spec: ArchSpec, cluster: Cluster) -> tuple[StageMemo
     stack, stage = backend("fastllm"), effective_zero_stage(config)[0]
     if chosen_engine(config) == "torch":  # whose update makes nothing beside its states
         states = stack.optimizer_bytes - (2.0 if splits_masters(config) else 0.0)
-        stack = replace(stack, optimizer_temp_bytes=0.0, optimizer_bytes=states)
+        alone = {"optimizer_temp_bytes": 0.0, "reduce_bucket": 0.0, "optimizer_bytes": states}
+        stack = replace(stack, **alone)
         stage = parallel.zero_stage if cuts_states(config) else 0
     layout = Layout(
         dp=parallel.dp,
