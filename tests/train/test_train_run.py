@@ -31,7 +31,7 @@ vocab = 512
 max_seq_len = 128
 [parallel]
 dp = 2
-zero_stage = 1
+zero_stage = 2
 [batch]
 micro = 4
 global = 16
