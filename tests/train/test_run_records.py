@@ -102,8 +102,7 @@ def test_the_profile_holds_the_window_of_the_rank_asked_for(folder: Path) -> Non
     assert [file.name for file in (folder / "profile").iterdir()] == ["rank-00001.json.gz"]
     with gzip.open(folder / "profile/rank-00001.json.gz") as file:
         names = [event["name"] for event in json.load(file)["traceEvents"] if "name" in event]
-    assert sum(name.startswith("fastllm::adamw") for name in names) >= 2
-    assert any("gloo" in name for name in names)
+    assert sum("all_gather" in name for name in names) == 2  # of updated weights, a bucket a step
 
 
 @pytest.mark.slow
