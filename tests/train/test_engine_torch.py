@@ -87,6 +87,11 @@ SCATTERED: dict[str, dict[str, Any]] = {
     "scattered: dp2 zero 1": {"dp": 2, "zero_stage": 1},
     "scattered: tp2 dp2 zero 1": {"tp": 2, "dp": 2, "zero_stage": 1},
 }
+# Whole and cut, of two replicas, whose sums have one order, and without clipping, whose norm is
+# added up in another: equal to the bit.
+CUT = {
+    f"{dtype} {layout}": (dtype, layout) for dtype in ("fp32", "bf16") for layout in ("dp2", "cp2")
+}
 # Saved by one engine after SAVE_AT steps, gone on from by another: name → (layout, engine).
 SAVED: dict[str, tuple[dict[str, Any], str]] = {
     "torch": ({"tp": 2}, "torch"),
@@ -128,10 +133,13 @@ def configs() -> dict[str, Config]:
         f"bf16 {name}": config_of(name.split()[0], layout, precision=precision, **TWENTY)
         for name, (layout, precision) in IN_BF16.items()
     }
-    return {
-        **found,
-        **{name: config_of("llama", layout) for name, layout in (WRONG | SCATTERED).items()},
-    }
+    found |= {name: config_of("llama", layout) for name, layout in (WRONG | SCATTERED).items()}
+    for name, (dtype, axis) in CUT.items():
+        exact: dict[str, Any] = {"optim": {**ADAMW, "clip": 0.0}, "precision": {"dtype": dtype}}
+        for stage in (0, 1):
+            layout = {axis[:-1]: 2, "zero_stage": stage}
+            found[f"zero {stage} {name}"] = config_of("llama", layout, **exact)
+    return found
 
 
 def saving_configs(folder: Path) -> dict[str, Config]:
@@ -189,6 +197,14 @@ def test_training_equals_one_process(name: str, trajectories: dict[str, Trajecto
 @pytest.mark.parametrize("name", SCATTERED)
 def test_shares_may_be_reduced_alone(name: str, trajectories: dict[str, Trajectory]) -> None:
     assert_same_training(trajectories[name], one_process("llama", "sgd"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CUT)
+def test_cut_states_give_the_same_bits(name: str, trajectories: dict[str, Trajectory]) -> None:
+    whole, cut = (trajectories[f"zero {stage} {name}"] for stage in (0, 1))
+    assert cut.losses == whole.losses
+    assert all(torch.equal(cut.weights[key], weight) for key, weight in whole.weights.items())
 
 
 @pytest.mark.slow

@@ -111,13 +111,14 @@ def test_where_they_are_split() -> None:
         ({"precision": bf16}, True),
         ({"precision": {**bf16, "masters": "whole"}}, False),
         ({}, False),
-        ({"precision": bf16, "parallel": {"dp": 2, "zero_stage": 1}}, False),
+        ({"precision": bf16, "parallel": {"dp": 2, "zero_stage": 1}}, True),
+        ({"precision": bf16, "parallel": {"dp": 2, "zero_stage": 2}}, False),
     ):
         config = tiny_config(**sections, speed={"engine": "auto"})
         refuse(config, config.model.resolve())
         assert splits_masters(config) == split
     for wish, message in (
-        ({"parallel": {"dp": 2, "zero_stage": 1}}, "parallel.zero_stage=1 takes DeepSpeed"),
+        ({"parallel": {"dp": 2, "zero_stage": 2}}, "parallel.zero_stage=2 takes DeepSpeed"),
         ({"speed": {"engine": "deepspeed"}}, 'speed.engine="deepspeed" takes DeepSpeed'),
     ):
         config = tiny_config(
