@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -35,9 +36,11 @@ class Backend:
     stage3_max_live_parameters); ``reduce_bucket``: gradients that its ZeRO-1 and 2 reduce at once,
     in two buffers, ZeRO-1 beside a copy of the rank's own part. ``optimizer_temp_bytes`` per
     updated parameter live only in the optimizer step. ``bf16_extra_grad_bytes`` per parameter:
-    DeepSpeed's BF16_Optimizer keeps fp32 gradients beside the bf16 ones. ``context_gib``: CUDA
-    context, NCCL and the engine's fixed
-    buffers; ``fragmentation``: share that the allocator caches unused.
+    DeepSpeed's BF16_Optimizer keeps fp32 gradients beside the bf16 ones. ``second_engine``: what of
+    these another engine of the stack has, which trains bf16 and fp32 with whole weights and
+    gradients (ZeRO 0 and 1, without offload); its ``optimizer_bytes`` are those of bf16.
+    ``context_gib``: CUDA context, NCCL and the engine's fixed buffers; ``fragmentation``: share that
+    the allocator caches unused.
 
     Time: ``gemm``: share of the device's measured matmul ceiling that a large GEMM of this stack
     reaches; ``pads_vocab``: to a multiple of 128 x TP; ``attention``: newest flash-attention
@@ -93,6 +96,7 @@ class Backend:
     lazy_gradients: bool = False
     optimizer_temp_bytes: float = 0.0
     bf16_extra_grad_bytes: float = 0.0
+    second_engine: Mapping[str, float] = field(default_factory=dict[str, float])
     # time
     gemm: float = 0.92
     pads_vocab: bool = False

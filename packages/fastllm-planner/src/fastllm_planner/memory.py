@@ -7,8 +7,8 @@ stack adds to them comes from its ``Backend``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 
 from fastllm_planner.arch import ArchSpec
 from fastllm_planner.backends import Backend
@@ -242,10 +242,27 @@ def _stage_params(
     return held, experts
 
 
+def _engine_for(layout: Layout, backend: Backend) -> Backend:
+    """The stack with the figures of the engine that trains ``layout``."""
+    if not backend.second_engine or layout.offload != "none" or layout.dtype == "fp16":
+        return backend
+    cut = layout.zero_stage > 1 and layout.shard_size > 1
+    return backend if cut else _second_engine(backend, layout.dtype == "bf16")
+
+
+@cache
+def _second_engine(backend: Backend, bf16: bool) -> Backend:
+    values = dict(backend.second_engine)
+    if not bf16:
+        values["optimizer_bytes"] = backend.optimizer_bytes
+    return replace(backend, **values)
+
+
 def stage_memory(
     spec: ArchSpec, layout: Layout, cluster: Cluster, backend: Backend, stage: int
 ) -> StageMemory:
     """Memory of one rank of one pipeline stage."""
+    backend = _engine_for(layout, backend)
     sums = model_sums(spec)
     held, experts = _stage_params(sums, spec, layout, stage)
     weights, gradients, optimizer = _states(layout, backend, held, experts)

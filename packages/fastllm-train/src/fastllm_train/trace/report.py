@@ -72,11 +72,13 @@ def predict(config: Config, spec: ArchSpec, cluster: Cluster) -> tuple[StageMemo
     """The planner's estimate for the same layout, stage by stage."""
     parallel, batch = config.parallel, config.batch
     stack, stage = backend("fastllm"), effective_zero_stage(config)[0]
-    if chosen_engine(config) == "torch":  # whose update makes nothing beside its states
-        states = stack.optimizer_bytes - (2.0 if splits_masters(config) else 0.0)
-        alone = {"optimizer_temp_bytes": 0.0, "reduce_bucket": 0.0, "optimizer_bytes": states}
-        stack = replace(stack, **alone)
+    if chosen_engine(config) == "torch":
         stage = parallel.zero_stage if cuts_states(config) else 0
+        if not splits_masters(config):
+            whole = {"optimizer_bytes": stack.optimizer_bytes}
+            stack = replace(stack, second_engine={**stack.second_engine, **whole})
+    else:
+        stack = replace(stack, second_engine={})
     layout = Layout(
         dp=parallel.dp,
         tp=parallel.tp,
