@@ -39,7 +39,7 @@ class Backend:
     DeepSpeed's BF16_Optimizer keeps fp32 gradients beside the bf16 ones. ``second_engine``: what of
     these another engine of the stack has, which trains bf16 and fp32 with whole weights and
     gradients (ZeRO 0 and 1, without offload); its ``optimizer_bytes`` are those of bf16.
-    ``context_gib``: CUDA context, NCCL and the engine's fixed buffers; ``fragmentation``: share that
+    ``context_gib``: CUDA context, NCCL and the fixed buffers; ``fragmentation``: share that
     the allocator caches unused.
 
     Time: ``gemm``: share of the device's measured matmul ceiling that a large GEMM of this stack
