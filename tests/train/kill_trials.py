@@ -28,7 +28,20 @@ from train_layouts import ADAMW, tiny_config
 from fastllm_train.checkpoint import SAVING, newest, step_of
 from fastllm_train.config import to_table
 
+TORCH: dict[str, dict[str, Any]] = {
+    "speed": {"engine": "torch"},
+    "checkpoint": {"format": "portable"},
+    "precision": {"dtype": "bf16"},
+}
 MODES: dict[str, dict[str, dict[str, Any]]] = {
+    "torch": {**TORCH, "parallel": {"dp": 2}},
+    "torch-pp": {**TORCH, "parallel": {"pp": 2}, "precision": {"dtype": "fp32"}},
+    "torch-background": {
+        **TORCH,
+        "parallel": {"tp": 2},
+        "checkpoint": {"format": "portable", "background": True},
+    },
+    # DeepSpeed's engine
     "deepspeed": {"parallel": {"dp": 2, "zero_stage": 1}, "checkpoint": {"format": "deepspeed"}},
     "portable": {"parallel": {"pp": 2, "zero_stage": 1}, "checkpoint": {"format": "portable"}},
     "background": {
