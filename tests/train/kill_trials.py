@@ -35,6 +35,7 @@ TORCH: dict[str, dict[str, Any]] = {
 }
 MODES: dict[str, dict[str, dict[str, Any]]] = {
     "torch": {**TORCH, "parallel": {"dp": 2}},
+    "torch-zero": {**TORCH, "parallel": {"dp": 2, "zero_stage": 1}},
     "torch-pp": {**TORCH, "parallel": {"pp": 2}, "precision": {"dtype": "fp32"}},
     "torch-background": {
         **TORCH,
