@@ -1,16 +1,18 @@
 """Every layout of SIZE processes that is not refused, against one process: too many for each run of
 the tests.
 
-    python tests/train/every_layout.py fp64|fp32|bf16 SIZE [FAMILY …]
+    python tests/train/every_layout.py fp64|fp32|bf16 SIZE [FAMILY …] [--engine torch]
 
 fp64: loss and every gradient through DeepSpeed, to 1e-12. fp32: five steps of SGD and of AdamW,
-clipping that acts, as ``test_layout_training``. bf16: twenty steps. Layouts are all products of dp,
+clipping that acts, as ``test_layout_training``. bf16: twenty steps. These two run either engine,
+DeepSpeed's unless ``--engine`` says so. Layouts are all products of dp,
 tp (with and without sequence parallelism), pp, cp, ep and the ZeRO stages; the recomputation takes
 turns. Prints a JSON object with the largest errors; exits 1 when a layout is off.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import sys
@@ -51,8 +53,8 @@ def config_of(family: str, parallel: dict[str, Any], **sections: Any) -> Config:
     return tiny_config(model={"arch": arch}, parallel=parallel, batch=batch, **sections)
 
 
-def layouts(family: str, size: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name → [parallel]."""
+def layouts(family: str, size: int, engine: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name → [parallel], of what ``engine`` trains."""
     sizes = [n for n in range(1, size + 1) if size % n == 0]
     turns = itertools.cycle(RECOMPUTE)
     for dp, tp, pp, cp, ep in itertools.product(sizes, repeat=5):
@@ -63,7 +65,7 @@ def layouts(family: str, size: int) -> Iterator[tuple[str, dict[str, Any]]]:
             shown = " ".join(f"{axis}{n}" for axis, n in found.items() if n > 1)
             parallel = {**found, "sequence_parallel": sp, "zero_stage": stage}
             try:
-                config = config_of(family, parallel)
+                config = config_of(family, parallel, speed={"engine": engine})
                 refuse(config, config.model.resolve())
             except UserError:
                 continue
@@ -91,10 +93,11 @@ def double(found: dict[str, dict[str, Any]]) -> dict[str, float]:
     return {name: max(error.values()) for name, error in errors.items()}
 
 
-def trained(found: dict[str, dict[str, Any]], precision: str) -> dict[str, float]:
+def trained(found: dict[str, dict[str, Any]], precision: str, engine: str) -> dict[str, float]:
     """Largest difference of a loss; infinite where anything compared is off."""
     twenty = {"schedule": {"kind": "constant", "steps": 20}}
     more: dict[str, Any] = {} if precision == "fp32" else {**BF16, **twenty}
+    more["speed"] = {"engine": engine}
     optimizers = OPTIMIZERS if precision == "fp32" else {"adamw": more["optim"]}
     configs = {
         f"{name} {optimizer}": config_of(name.split(":")[0], layout, **{**more, "optim": optim})
@@ -123,15 +126,23 @@ def trained(found: dict[str, dict[str, Any]], precision: str) -> dict[str, float
 
 
 def main() -> int:
-    precision, size, *families = sys.argv[1:]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("precision", choices=("fp64", "fp32", "bf16"))
+    parser.add_argument("size", type=int)
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help=", ".join(FAMILIES))
+    parser.add_argument("--engine", choices=("torch", "deepspeed"), default="deepspeed")
+    asked = parser.parse_args()
+    if asked.precision == "fp64" and asked.engine == "torch":
+        parser.error("fp64 goes through DeepSpeed; test_layout_gradients has the model's gradients")
+    precision, size, engine = asked.precision, asked.size, asked.engine
     found = {
         name: layout
-        for family in families or FAMILIES
-        for name, layout in layouts(family, int(size))
+        for family in asked.families or FAMILIES
+        for name, layout in layouts(family, size, engine)
     }
-    errors = double(found) if precision == "fp64" else trained(found, precision)
+    errors = double(found) if precision == "fp64" else trained(found, precision, engine)
     worst = max(errors, key=lambda name: errors[name])
-    shown = {"precision": precision, "processes": int(size), "layouts": len(found)}
+    shown = {"precision": precision, "engine": engine, "processes": size, "layouts": len(found)}
     print(json.dumps({**shown, "runs": len(errors), "worst": worst, "error": errors[worst]}))
     return int(errors[worst] > (1e-12 if precision == "fp64" else 5e-3))
 
