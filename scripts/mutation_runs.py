@@ -183,16 +183,25 @@ def gemm_grouped_linear(d: Device) -> None:
         d.core.grouped_linear(x, w, offsets, y, d.empty(words, dtype=torch.int64))
 
 
+# Of the kernels for sm_90a: more tiles than blocks, so that a block goes on to a second one, and
+# depths below and above that of the pipeline, which then uses its buffers again.
 def gemm_linear_bias_sm90(d: Device) -> None:
-    """The kernel for sm_90a: more tiles than blocks, depths below and above the pipeline's."""
     for m, n, k, biased in ((130, 264, 520, True), (67, 136, 96, False)):
         x, w, b = (d.random(*shape, dtype=torch.bfloat16) for shape in ((m, k), (n, k), (n,)))
         d.core.linear_bias(x, w, b if biased else None, d.empty(m, n, dtype=torch.bfloat16))
 
 
+def gemm_linear_bias_gelu_sm90(d: Device) -> None:
+    """An epilogue that stores two matrices."""
+    for m, n, k in ((130, 264, 520), (67, 136, 96)):
+        x, w, b = (d.random(*shape, dtype=torch.bfloat16) for shape in ((m, k), (n, k), (n,)))
+        y, pre = (d.empty(m, n, dtype=torch.bfloat16) for _ in range(2))
+        d.core.linear_bias_gelu(x, w, b, y, pre)
+
+
 def gemm_linear_swiglu_sm90(d: Device) -> None:
     """An epilogue that loads one matrix and stores two."""
-    for m, n, k in ((130, 264, 72), (67, 136, 96)):
+    for m, n, k in ((130, 264, 392), (67, 136, 96)):
         x, wg, wu = (d.random(*shape, dtype=torch.bfloat16) for shape in ((m, k), (n, k), (n, k)))
         d.core.linear_swiglu(x, wg, wu, *(d.empty(m, n, dtype=torch.bfloat16) for _ in range(3)))
 
@@ -205,13 +214,14 @@ def gemm_linear_weight_grad_sm90(d: Device) -> None:
 
 
 def gemm_grouped_linear_sm90(d: Device) -> None:
-    """More groups than blocks, one of them empty."""
-    sizes, n, k = (70, 0, 1, 130, 3), 136, 72
-    x, w = (d.random(*s, dtype=torch.bfloat16) for s in ((sum(sizes), k), (len(sizes), n, k)))
-    offsets = d.put(torch.tensor([0, *sizes]).cumsum(0))
-    y = d.empty(sum(sizes), n, dtype=torch.bfloat16)
-    words = d.core.grouped_workspace_bytes(len(sizes)) // 8 + 1
-    d.core.grouped_linear(x, w, offsets, y, d.empty(words, dtype=torch.int64))
+    """More groups than blocks, and than a warp's lanes; the first one empty, and some others."""
+    for sizes, k in (((70, 0, 1, 130, 3), 456), ((0, *(i % 3 for i in range(40)), 70), 72)):
+        m, n, groups = sum(sizes), 136, len(sizes)
+        x, w = (d.random(*shape, dtype=torch.bfloat16) for shape in ((m, k), (groups, n, k)))
+        offsets = d.put(torch.tensor([0, *sizes]).cumsum(0))
+        words = d.core.grouped_workspace_bytes(groups) // 8 + 1
+        y = d.empty(m, n, dtype=torch.bfloat16)
+        d.core.grouped_linear(x, w, offsets, y, d.empty(words, dtype=torch.int64))
 
 
 GEMM_RUNS = {
@@ -221,3 +231,5 @@ GEMM_RUNS = {
 # The emulated device, where it is not the default.
 HOPPER = {"capability": 90, "multiprocessors": 2}
 DEVICE_OPTIONS = {name: HOPPER for name in GEMM_RUNS if name.endswith("_sm90")}
+# Kernels of a run that are another op's, whose run has their mutants.
+OTHERS_KERNELS = {"linear_swiglu_sm90": "LinCombPerColBias"}

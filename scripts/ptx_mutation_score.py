@@ -1,6 +1,7 @@
 """How many bugs planted in the kernels' PTX the PTX emulator reports.
 
-    python scripts/ptx_mutation_score.py [--op NAME] [--operator TEXT]   # exit 0: none is missed
+    python scripts/ptx_mutation_score.py [--op NAME] [--operator TEXT] [--part I/N] [--ptx FOLDER]
+                                                                        # exit 0: none is missed
 
 Each operator below is applied to every statement of every kernel that an op's runs execute, one at
 a time. A load or store one access too far may stay within the tensor, and without a store to shared
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mutation_runs import DEVICE_OPTIONS, GEMM_RUNS, RUNS, Device, load
+from mutation_runs import DEVICE_OPTIONS, GEMM_RUNS, OTHERS_KERNELS, RUNS, Device, load
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILT = ROOT / "build/emulate-ptx/python"
@@ -100,12 +101,13 @@ OPERATORS = (
 class Mutant:
     kernel: str
     operator: Operator
+    number: int  # of the kernel, among the run's
     nth: int  # of the operator's statements in the kernel
     line: int
     text: str  # of the module, with the bug
 
 
-def mutants_of(core: Any, kernel: str) -> Iterator[Mutant]:
+def mutants_of(core: Any, kernel: str, number: int) -> Iterator[Mutant]:
     """Every operator applied to every statement that the launches so far have executed."""
     lines = core.ptx_text(kernel).split("\n")
     reached = set(core.ptx_reached_lines(kernel))
@@ -119,7 +121,7 @@ def mutants_of(core: Any, kernel: str) -> Iterator[Mutant]:
             if i + 1 in reached:
                 changed = operator.pattern.sub(operator.change, lines[i], count=1)
                 text = "\n".join([*lines[:i], changed, *lines[i + 1 :]])
-                yield Mutant(kernel, operator, nth, i + 1, text)
+                yield Mutant(kernel, operator, number, nth, i + 1, text)
             nth += 1
 
 
@@ -164,8 +166,15 @@ def in_child(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return json.loads(answer) if answer else {"kinds": [], "digest": None}
 
 
-def mutants(core: Any, operators: str) -> list[Mutant]:
-    every = [m for kernel in core.ptx_kernels() for m in mutants_of(core, kernel)]
+def executed_kernels(core: Any, op: str) -> list[str]:
+    """Those that are this op's own."""
+    other = OTHERS_KERNELS.get(op, "$^")
+    executed = [kernel for kernel in core.ptx_kernels() if core.ptx_reached_lines(kernel)]
+    return [kernel for kernel in executed if re.search(other, kernel) is None]
+
+
+def mutants(core: Any, kernels: list[str], operators: str) -> list[Mutant]:
+    every = [m for number, kernel in enumerate(kernels) for m in mutants_of(core, kernel, number)]
     return [m for m in every if operators in m.operator.name]
 
 
@@ -182,7 +191,19 @@ def module_of(op: str) -> str:
     return "_emulated_ptx" if op in RUNS else "_emulated_gemm"
 
 
-def score(op: str, operators: str, equivalents: list[dict[str, Any]]) -> Counter[str]:
+def write_ptx(core: Any, op: str, kernels: list[str], folder: Path) -> None:
+    """The modules' text, in whose lines the mutants are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, kernel in enumerate(kernels):
+        (folder / f"{op}-{number}.ptx").write_text(core.ptx_text(kernel))
+
+
+def line(op: str, mutant: Mutant, text: str) -> str:
+    where = f"{mutant.number}:{mutant.line}"  # as in the file of write_ptx
+    return f"{op:23s}{mutant.operator.name:26s}{mutant.nth:4d}  {where:9s}{text}"
+
+
+def score(op: str, entries: list[dict[str, Any]], arguments: argparse.Namespace) -> Counter[str]:
     """How many mutants came to which verdict."""
     name = module_of(op)
     (library,) = BUILT.glob(f"{name}.*.so")
@@ -193,8 +214,17 @@ def score(op: str, operators: str, equivalents: list[dict[str, Any]]) -> Counter
     allowed = {"uninit-shared"} if op in GEMM_RUNS else set[str]()
     if set(clean["kinds"]) - allowed:
         raise SystemExit(f"error: {op} as it is is reported: {clean['kinds']}")
+    kernels = executed_kernels(core, op)
+    if arguments.ptx is not None:
+        write_ptx(core, op, kernels, arguments.ptx)
     verdicts: Counter[str] = Counter()
-    for mutant in mutants(core, operators):
+    part, parts = arguments.part
+    for index, mutant in enumerate(mutants(core, kernels, arguments.operator)):
+        known = [e for e in entries if fits(e, op, mutant)]
+        if index % parts != part - 1:
+            for entry in known:  # of which another part tells
+                entry.setdefault("used", set()).add(mutant.nth)
+            continue
 
         def work(mutant: Mutant = mutant) -> dict[str, Any]:
             core.load_ptx(mutant.text)
@@ -202,7 +232,6 @@ def score(op: str, operators: str, equivalents: list[dict[str, Any]]) -> Counter
 
         found = in_child(work)
         kinds = set(found["kinds"]) - allowed
-        known = [e for e in equivalents if fits(e, op, mutant)]
         if kinds:
             verdict, text = "reported", ", ".join(sorted(kinds))
         elif mutant.operator.may_only_change_values and found["digest"] not in (
@@ -214,16 +243,27 @@ def score(op: str, operators: str, equivalents: list[dict[str, Any]]) -> Counter
             known[0].setdefault("used", set()).add(mutant.nth)
             verdict, text = "equivalent", f"equivalent: {known[0]['reason']}"
         else:
-            verdict, text = "missed", f"NOT REPORTED ({mutant.kernel})"
+            verdict, text = "missed", "NOT REPORTED"
         verdicts[verdict] += 1
-        print(f"{op:20s}{mutant.operator.name:26s}{mutant.nth:4d}  {text}", flush=True)
+        print(line(op, mutant, text), flush=True)
     return verdicts
+
+
+def a_part(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 2/3")
+    return int(match[1]), int(match[2])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--op", choices=[*RUNS, *GEMM_RUNS], help="only this one")
     parser.add_argument("--operator", default="", help="only those whose name contains this")
+    parser.add_argument(
+        "--part", type=a_part, default=(1, 1), metavar="I/N", help="every Nth, from the Ith on"
+    )
+    parser.add_argument("--ptx", type=Path, metavar="FOLDER", help="write the kernels' PTX there")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # a forked child cannot use its parent's OpenMP threads
     ops = [arguments.op] if arguments.op else [*RUNS, *GEMM_RUNS]
@@ -234,7 +274,7 @@ def main() -> int:
     entries = tomllib.loads((ROOT / "scripts/mutants.toml").read_text()).get("ptx_equivalent", [])
     verdicts: Counter[str] = Counter()
     for op in ops:
-        verdicts += score(op, arguments.operator, entries)
+        verdicts += score(op, entries, arguments)
     unused = [
         (e["op"], e["operator"], nth)
         for e in entries
@@ -244,7 +284,7 @@ def main() -> int:
     for entry in unused:
         print(f"error: an equivalent mutant that is none: {entry}", file=sys.stderr)
     counts = ", ".join(f"{n} {what}" for what, n in verdicts.items())
-    print(f"{verdicts.total()} mutants: {counts}")
+    print(f"{verdicts.total()} mutants: {counts}; {verdicts['missed'] or 'none'} left open")
     return 1 if verdicts["missed"] or unused else 0
 
 

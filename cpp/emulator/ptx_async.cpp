@@ -159,10 +159,33 @@ void Block::arrive(Warp& warp, unsigned lane, std::uint32_t at, unsigned count, 
     complete_bytes(barrier, 0);
 }
 
+// A wait names its phase by parity, so it must come before the next phase ends: later it would wait
+// for the one after. That it came in time must follow from what those who arrived have waited for.
+// Of lanes that succeed in one instruction, which CUTLASS lets one arrive for all, any will do.
+void Block::check_overtaken(MBarrier& barrier) {
+    const Clock& known = barrier.arriving.done;
+    for (const PhaseWait& wait : barrier.waited) {
+        const Warp& warp = warps_[wait.warp];
+        // A product is not done before all four warps have issued it, behind their waits.
+        bool ordered = known.knows(agent_of_wgmma(warp) * 32, wait.when);
+        for_lanes(wait.lanes,
+                  [&](unsigned l) { ordered = ordered || known.knows(warp.thread(l), wait.when); });
+        if (ordered) continue;
+        about(warp, static_cast<unsigned>(__builtin_ctz(wait.lanes)));
+        report("mbarrier",
+               "the next phase of the mbarrier of line %d may end before the wait at line %d: "
+               "nothing that arrived there is ordered behind it",
+               barrier.line, wait.line);
+        break;
+    }
+    barrier.waited.clear();
+}
+
 void Block::complete_bytes(MBarrier& barrier, std::int64_t bytes) {
     barrier.bytes -= bytes;
     failed_polls_ = 0;
     if (barrier.pending != 0 || barrier.bytes != 0) return;
+    check_overtaken(barrier);
     ++barrier.phase;
     barrier.pending = barrier.expected;
     barrier.completed.join(barrier.arriving);

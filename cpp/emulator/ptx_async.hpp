@@ -11,6 +11,14 @@
 
 namespace emulator::ptx {
 
+// Lanes of a warp whose wait succeeded in one instruction.
+struct PhaseWait {
+    unsigned warp;
+    std::uint32_t lanes;
+    Time when;
+    int line;
+};
+
 // An mbarrier object in shared memory (PTX ISA, "mbarrier"). A phase ends when all arrivals and all
 // announced bytes have come.
 struct MBarrier {
@@ -18,9 +26,10 @@ struct MBarrier {
     unsigned pending = 0;   // in this one
     std::int64_t bytes = 0;
     std::uint64_t phase = 0;
-    Knowledge arriving;   // of those that arrived in this phase
-    Knowledge completed;  // of those that arrived in all earlier ones
-    unsigned agent = 0;   // the copies that complete here
+    std::vector<PhaseWait> waited;  // successful waits for the phase before this one
+    Knowledge arriving;             // of those that arrived in this phase
+    Knowledge completed;            // of those that arrived in all earlier ones
+    unsigned agent = 0;             // the copies that complete here
     unsigned initialised_by = 0;
     Time initialised = kNever;
     int line = 0;
@@ -43,11 +52,15 @@ struct BulkCopy {
     std::vector<CopyPiece> pieces;
 };
 
-// Bulk stores of one thread: how many since the last commit, and when each group was committed.
+// Bulk stores of one thread since the last commit, and groups of them.
 struct BulkStores {
+    struct Group {
+        Time committed;
+        unsigned stores;
+    };
     unsigned open = 0;
-    std::deque<Time> reading;  // groups that may still read shared memory
-    std::deque<Time> writing;  // groups that may still write global memory
+    std::deque<Group> reading;  // groups that may still read shared memory
+    std::deque<Group> writing;  // groups that may still write global memory
 };
 
 // One warp's part of its warpgroup's wgmma operations.

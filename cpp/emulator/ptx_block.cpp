@@ -190,7 +190,9 @@ void Block::exit_lanes(Warp& warp, std::uint32_t lanes) {
             about(warp, l);
             report("async-copy", "returned with %zu cp.async that nothing waited for", copies);
         }
-        if (warp.stores[l].open + warp.stores[l].reading.size() > 0) {
+        unsigned stores = warp.stores[l].open;
+        for (const BulkStores::Group& group : warp.stores[l].reading) stores += group.stores;
+        if (stores > 0) {
             about(warp, l);
             report("async-copy", "returned with bulk stores that may still read shared memory");
         }

@@ -1,6 +1,7 @@
 // cp.async.bulk: plain and of tensors in tiles (TMA), to and from shared memory.
 #include <algorithm>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "block.hpp"
@@ -49,10 +50,13 @@ Tile plain_tile(Warp& w, const Instruction& i, unsigned lane) {
     return tile;
 }
 
+std::uint64_t map_address(Warp& w, const Instruction& i, unsigned lane) {
+    return w.row(i.rows[kGlobal])[lane] + static_cast<std::uint64_t>(i.offset);
+}
+
 TensorMap tensor_map(Warp& w, const Instruction& i, unsigned lane) {
     TensorMap map;
-    const std::uint64_t at = w.row(i.rows[kGlobal])[lane] + static_cast<std::uint64_t>(i.offset);
-    std::memcpy(&map, w.block->reach_map(w, lane, at, i.line), sizeof map);
+    std::memcpy(&map, w.block->reach_map(w, lane, map_address(w, i, lane), i.line), sizeof map);
     if (map.magic != TensorMap::kMagic || map.rank != i.detail) {
         refuse_copy(w, lane, i.line, "no tensor map of so many dimensions");
     }
@@ -149,6 +153,7 @@ Flow store(Warp& w, const Instruction& i, std::uint32_t lanes) {
         for (const CopyPiece& piece : tile_of(w, i, l).pieces) {
             w.block->store_bulk(w, l, piece, i.line);
         }
+        if (i.detail != 0) w.block->hold_map(w, map_address(w, i, l));
     });
     return Flow::kNext;
 }
@@ -156,9 +161,9 @@ Flow store(Warp& w, const Instruction& i, std::uint32_t lanes) {
 Flow commit(Warp& w, const Instruction&, std::uint32_t lanes) {
     const Time t = advance_time();
     for_lanes(lanes, [&](unsigned l) {
-        w.stores[l].open = 0;
-        w.stores[l].reading.push_back(t);
-        w.stores[l].writing.push_back(t);
+        const BulkStores::Group group{t, std::exchange(w.stores[l].open, 0u)};
+        w.stores[l].reading.push_back(group);
+        w.stores[l].writing.push_back(group);
     });
     return Flow::kNext;
 }
@@ -168,9 +173,9 @@ Flow wait(Warp& w, const Instruction& i, std::uint32_t lanes) {
     Block& block = *w.block;
     for_lanes(lanes, [&](unsigned l) {
         Knowledge knowledge;
-        const auto finish = [&](std::deque<Time>& groups, unsigned agent) {
+        const auto finish = [&](std::deque<BulkStores::Group>& groups, unsigned agent) {
             while (groups.size() > i.number) {
-                knowledge.done.learn(agent, groups.front());
+                knowledge.done.learn(agent, groups.front().committed);
                 groups.pop_front();
             }
         };

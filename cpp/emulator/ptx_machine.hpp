@@ -148,6 +148,8 @@ class Block {
     void publish_map(Warp& warp, std::uint64_t from, std::uint64_t to, int line);
     void acquire_map(Warp& warp, unsigned lane, std::uint64_t at);
     const unsigned char* reach_map(Warp& warp, unsigned lane, std::uint64_t at, int line);
+    // A bulk store of the warp reads the map until its group is waited for.
+    void hold_map(const Warp& warp, std::uint64_t at);
     unsigned warp_count() const { return static_cast<unsigned>(warps_.size()); }
     // Lets every warp look again at what it waits for.
     void wake();
@@ -180,6 +182,8 @@ class Block {
     void complete(Barrier& barrier);
     [[noreturn]] void report_stuck();
     bool retry_polls();
+    // Reports waits that the end of the mbarrier's phase is not ordered behind.
+    void check_overtaken(MBarrier& barrier);
     // Reports, and gives up, if the warp waits for an mbarrier.
     void report_mbarrier_wait(Warp& warp);
     void check_accumulators(Warp& warp, const Instruction& instruction, std::uint32_t lanes);

@@ -3,7 +3,9 @@
 //
 // A kernel changes a map in shared memory and publishes it by a copy to global memory; a thread
 // sees it there after a fence of its own, if the two are ordered. Of what else a launch writes into
-// a map copies see nothing. Not checked: that a map is left alone while copies still use it.
+// a map copies see nothing. A map must be left alone until cp.async.bulk.wait_group has covered the
+// stores that use it. Not checked: that no load uses it any more, for which there is no such wait;
+// CUTLASS changes the maps of loads that may be under way.
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -189,6 +191,24 @@ const unsigned char* Block::reach_map(Warp& warp, unsigned lane, std::uint64_t a
                line);
     }
     return map;
+}
+
+void Block::hold_map(const Warp& warp, std::uint64_t at) {
+    if ((at & kWindowMask) != 0) return;
+    const auto* map = reinterpret_cast<const unsigned char*>(at);
+    const DeviceBuffer* nearest = nullptr;
+    DeviceBuffer* buffer = find_buffer(map, kMapBytes, &nearest);
+    if (buffer == nullptr) return;  // already reported
+    const auto reader = static_cast<std::uint16_t>(agent_of_store_reads(warp) * 32);
+    Cell* cells = buffer->cells.data() + (map - buffer->base);
+    for (std::size_t n = 0; n < kMapBytes; ++n) {
+        if (cells[n].reader[0] != reader) {
+            cells[n].read[1] = cells[n].read[0];
+            cells[n].reader[1] = cells[n].reader[0];
+        }
+        cells[n].read[0] = now();
+        cells[n].reader[0] = reader;
+    }
 }
 
 void decode_map_fence(Decoding& d, Instruction& out) {

@@ -1,6 +1,7 @@
 // mbarrier instructions, fences between proxies, elect, clusters of one block.
 #include <algorithm>
 
+#include "block.hpp"
 #include "emulator.hpp"
 #include "ptx_values.hpp"
 #include "report.hpp"
@@ -77,7 +78,9 @@ Flow wait(Warp& w, const Instruction& i, std::uint32_t lanes) {
             same |= static_cast<std::uint32_t>(shared_address(w, i, 1, l) == at) << l;
         });
         const auto first = static_cast<unsigned>(__builtin_ctz(same));
-        block.acquire(w, same, block.mbarrier(w, first, at, i.line).completed);
+        MBarrier& barrier = block.mbarrier(w, first, at, i.line);
+        block.acquire(w, same, barrier.completed);
+        barrier.waited.push_back({w.index, same, now(), i.line});
         rest &= ~same;
     }
     return Flow::kNext;
