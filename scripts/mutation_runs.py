@@ -183,17 +183,19 @@ def gemm_grouped_linear(d: Device) -> None:
         d.core.grouped_linear(x, w, offsets, y, d.empty(words, dtype=torch.int64))
 
 
-# Of the kernels for sm_90a: more tiles than blocks, so that a block goes on to a second one, and
-# depths below and above that of the pipeline, which then uses its buffers again.
+# Of the kernels for sm_90a: more tiles than blocks, so that a block goes on to a second one. Depths
+# above that of the pipeline, which then uses its buffers again, and below it: else the pipeline
+# orders what the epilogues of two tiles do. And a block whose first tile has columns beyond the
+# matrix, of which no earlier tile left anything in shared memory.
 def gemm_linear_bias_sm90(d: Device) -> None:
-    for m, n, k, biased in ((130, 264, 520, True), (67, 136, 96, False)):
+    for m, n, k, biased in ((130, 264, 520, True), (130, 264, 96, False), (67, 136, 96, False)):
         x, w, b = (d.random(*shape, dtype=torch.bfloat16) for shape in ((m, k), (n, k), (n,)))
         d.core.linear_bias(x, w, b if biased else None, d.empty(m, n, dtype=torch.bfloat16))
 
 
 def gemm_linear_bias_gelu_sm90(d: Device) -> None:
     """An epilogue that stores two matrices."""
-    for m, n, k in ((130, 264, 520), (67, 136, 96)):
+    for m, n, k in ((130, 264, 520), (130, 264, 96), (67, 136, 96)):
         x, w, b = (d.random(*shape, dtype=torch.bfloat16) for shape in ((m, k), (n, k), (n,)))
         y, pre = (d.empty(m, n, dtype=torch.bfloat16) for _ in range(2))
         d.core.linear_bias_gelu(x, w, b, y, pre)
@@ -201,21 +203,22 @@ def gemm_linear_bias_gelu_sm90(d: Device) -> None:
 
 def gemm_linear_swiglu_sm90(d: Device) -> None:
     """An epilogue that loads one matrix and stores two."""
-    for m, n, k in ((130, 264, 392), (67, 136, 96)):
+    for m, n, k in ((130, 264, 392), (130, 264, 96), (67, 136, 96)):
         x, wg, wu = (d.random(*shape, dtype=torch.bfloat16) for shape in ((m, k), (n, k), (n, k)))
         d.core.linear_swiglu(x, wg, wu, *(d.empty(m, n, dtype=torch.bfloat16) for _ in range(3)))
 
 
 def gemm_linear_weight_grad_sm90(d: Device) -> None:
     """Operands across the depth, and a matrix in place."""
-    for m, n, k in ((392, 264, 136), (67, 136, 96)):
+    for m, n, k in ((392, 264, 136), (72, 264, 136), (67, 136, 96)):
         dy, x = (d.random(m, size, dtype=torch.bfloat16) for size in (n, k))
         d.core.linear_weight_grad(dy, x, d.random(n, k))
 
 
 def gemm_grouped_linear_sm90(d: Device) -> None:
     """More groups than blocks, and than a warp's lanes; the first one empty, and some others."""
-    for sizes, k in (((70, 0, 1, 130, 3), 456), ((0, *(i % 3 for i in range(40)), 70), 72)):
+    few, many = (70, 0, 1, 130, 3), (0, *(i % 3 for i in range(40)), 70)
+    for sizes, k in ((few, 456), (few, 72), (many, 72)):
         m, n, groups = sum(sizes), 136, len(sizes)
         x, w = (d.random(*shape, dtype=torch.bfloat16) for shape in ((m, k), (groups, n, k)))
         offsets = d.put(torch.tensor([0, *sizes]).cumsum(0))
