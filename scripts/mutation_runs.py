@@ -216,8 +216,9 @@ def gemm_linear_weight_grad_sm90(d: Device) -> None:
 
 
 def gemm_grouped_linear_sm90(d: Device) -> None:
-    """More groups than blocks, and than a warp's lanes; the first one empty, and some others."""
-    few, many = (70, 0, 1, 130, 3), (0, *(i % 3 for i in range(40)), 70)
+    """More groups than blocks; more empty ones in a row than a warp has lanes to look at."""
+    empty = (0,) * 33
+    few, many = (70, 0, 1, 130, 3), (*empty, *(i % 3 + 1 for i in range(12)), *empty, 70)
     for sizes, k in ((few, 456), (few, 72), (many, 72)):
         m, n, groups = sum(sizes), 136, len(sizes)
         x, w = (d.random(*shape, dtype=torch.bfloat16) for shape in ((m, k), (groups, n, k)))

@@ -51,7 +51,7 @@ void Block::start(Warp& warp, uint3 index) {
     warp.wgmma = WgmmaState{};
     warp.wgmma.in_use.assign(program_.rows, 0);
     warp.cluster_phase = 0;
-    warp.poll_fails = false;
+    warp.poll_fails = warp.tried = false;
     warp.fragments.assign(1, {0, warp.present, false});
     std::fill(warp.local.begin(), warp.local.end(), static_cast<unsigned char>(0xff));
     warp.maps_seen.clear();

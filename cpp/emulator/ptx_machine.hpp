@@ -90,6 +90,7 @@ class Warp {
     WgmmaState wgmma;
     std::uint64_t cluster_phase = 0;  // of barrier.cluster, when it arrived
     bool poll_fails = false;          // its mbarrier wait is to return without success
+    bool tried = false;               // its last mbarrier wait did, as it may at any time
     // Which publication of a tensor map each lane has fenced for, by the map's address.
     std::map<std::uint64_t, std::array<Time, 32>> maps_seen;
 };

@@ -51,23 +51,34 @@ Flow arrive(Warp& w, const Instruction& i, std::uint32_t lanes) {
     return Flow::kNext;
 }
 
-// rows: predicate, address, parity or state. detail 1: parity; 2: may suspend.
+// detail of a wait
+constexpr std::uint8_t kParity = 1;
+constexpr std::uint8_t kMaySuspend = 2;
+constexpr std::uint8_t kHasTime = 4;
+
+// rows: predicate, address, parity or state.
 Flow wait(Warp& w, const Instruction& i, std::uint32_t lanes) {
     Block& block = *w.block;
+    // One without a time may return at once, before the copies have landed: in this schedule every
+    // other one does.
+    const bool at_once = (i.detail & kHasTime) == 0 && options().schedule == 1 && !w.tried;
     std::uint32_t done = 0;
     for_lanes(lanes, [&](unsigned l) {
         const std::uint32_t at = shared_address(w, i, 1, l);
         MBarrier& barrier = block.mbarrier(w, l, at, i.line);
         const std::uint64_t given = w.row(i.rows[2])[l];
         const auto over = [&] {
-            return (i.detail & 1) != 0 ? (barrier.phase & 1) != (given & 1)
-                                       : barrier.phase != given;
+            return (i.detail & kParity) != 0 ? (barrier.phase & 1) != (given & 1)
+                                             : barrier.phase != given;
         };
-        if (!over()) block.deliver_bulk(at, barrier.phase);
+        if (!over() && !at_once) block.deliver_bulk(at, barrier.phase);
         if (over()) done |= 1u << l;
     });
-    if (done == 0 && (i.detail & 2) != 0 && !w.poll_fails) return Flow::kWait;
+    if (done == 0 && (i.detail & kMaySuspend) != 0 && !w.poll_fails && !at_once) {
+        return Flow::kWait;
+    }
     w.poll_fails = false;
+    w.tried = at_once && done == 0;
     for_lanes(lanes, [&](unsigned l) { w.row(i.rows[0])[l] = done >> l & 1; });
     // Lanes mostly wait for the same one, and then learn the same.
     for (std::uint32_t rest = done; rest != 0;) {
@@ -108,10 +119,11 @@ void arriving(Decoding& d, Instruction& out) {
 }
 
 void waiting(Decoding& d, Instruction& out) {
-    out.detail = static_cast<std::uint8_t>(out.detail | (d.take("parity") ? 1 : 0));
+    out.detail = static_cast<std::uint8_t>(out.detail | (d.take("parity") ? kParity : 0));
     take_scopes(d);
     if (!(d.take_type() == Type{'b', 64, false})) d.refuse();
-    if (d.operand_count() < 3 || d.operand_count() > 4) d.refuse();  // the last: how long
+    if (d.operand_count() < 3 || d.operand_count() > 4) d.refuse();
+    if (d.operand_count() == 4) out.detail |= kHasTime;
     out.rows[0] = d.destination(d.operand(0));
     d.address(d.operand(1), out, 1);
     out.rows[2] = d.source(d.operand(2));
@@ -179,7 +191,7 @@ bool decode_mbarrier(std::string_view opcode, Decoding& d, Instruction& out) {
     }
     if (opcode != "mbarrier") return false;
     if (d.take("try_wait") || d.take("test_wait")) {
-        out.detail = out.text->find("try_wait") != std::string::npos ? 2 : 0;
+        out.detail = out.text->find("try_wait") != std::string::npos ? kMaySuspend : 0;
         waiting(d, out);
         return true;
     }
