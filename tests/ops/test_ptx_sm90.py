@@ -6,25 +6,13 @@ Each kernel is correct as it stands; each of its bugs takes something away, and 
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-HEADER = ".version 8.0\n.target sm_90a\n.address_size 64\n"
-
-REGISTERS = """
-.reg .pred %p<8>; .reg .b32 %r<40>; .reg .f32 %f<40>; .reg .b64 %rd<20>;
-.shared .align 1024 .b8 tile[4096];
-.shared .align 8 .b8 bar[16];
-ld.param.u64 %rd1, [out]; ld.param.u64 %rd2, [in];
-mov.u32 %r1, %tid.x; mov.u32 %r2, tile; mov.u32 %r3, bar;
-shl.b32 %r4, %r1, 2; add.s32 %r5, %r2, %r4;
-mul.wide.u32 %rd3, %r1, 4; add.s64 %rd4, %rd1, %rd3;
-setp.eq.u32 %p1, %r1, 0;
-"""
+from .sm90_kernels import WAIT, filled, kinds, run
 
 
 @pytest.fixture
@@ -33,29 +21,6 @@ def ptx(emulated_ptx: Any) -> Iterator[Any]:
     yield emulated_ptx
     emulated_ptx.core.clear_reports()
 
-
-def run(
-    ptx: Any, body: str, threads: int, data: torch.Tensor, words: int, parameters: str = ""
-) -> torch.Tensor:
-    """Runs a kernel of the buffers out and in; returns out as float32."""
-    ptx.core.load_ptx(
-        f"{HEADER}.visible .entry k90(.param .u64 out, .param .u64 in{parameters})"
-        f"{{{REGISTERS}{body}\nret;}}"
-    )
-    out, source = ptx.put(torch.zeros(words)), ptx.put(data)
-    arguments = [struct.pack("<Q", a.pointer()) for a in (out, source)]
-    ptx.core.launch_ptx("k90", [1], [threads], arguments)
-    return ptx.get(out)
-
-
-def kinds(ptx: Any) -> set[str]:
-    found = {kind for kind, _, _ in ptx.core.reports()}
-    ptx.core.clear_reports()
-    return found
-
-
-WAIT = """{{ .reg .pred P; AGAIN: mbarrier.try_wait.parity.shared::cta.b64 P, [%r3+{at}], {parity};
-@P bra DONE; bra AGAIN; DONE: }}"""
 
 # One thread copies 512 bytes in bulk; all wait for it, read it, and hand the tile back; then it is
 # written again.
@@ -93,12 +58,6 @@ COPY_PARTS = {
 }
 
 
-def filled(text: str, parts: dict[str, str], **changes: str) -> str:
-    for name, part in (parts | changes).items():
-        text = text.replace(name, part)
-    return text
-
-
 def test_bulk_copy(ptx: Any) -> None:
     data = torch.randn(256)
     for schedule in (0, 1, 5):
@@ -134,6 +93,56 @@ def test_bulk_copy_without(ptx: Any, changes: dict[str, str], expected: set[str]
         assert found & expected, f"reported {found}"
 
 
+def test_wait_that_returns_at_once(ptx: Any) -> None:
+    once = "mbarrier.try_wait.parity.shared::cta.b64 %p4, [%r3], 0;"
+    ptx.core.set_options(capability=90, schedule=1)
+    run(ptx, filled(COPY, COPY_PARTS, FULL=once), 128, torch.randn(256), 128)
+    assert kinds(ptx) & {"async-copy", "race-shared"}
+    # With a time to wait it is taken to succeed where it can.
+    run(ptx, filled(COPY, COPY_PARTS, FULL=once.replace(" 0;", " 0, 1000;")), 128,
+        torch.randn(256), 128)  # fmt: skip
+    assert kinds(ptx) == set()
+
+
+# Two phases of one mbarrier. Warp 1 waits for each, and tells warp 0 before the second may end.
+# Warp 2 holds warp 0 up, which orders neither after warp 1.
+PHASES = f"""
+@!%p1 bra $ready;
+mbarrier.init.shared::cta.b64 [%r3], 1;
+mbarrier.init.shared::cta.b64 [%r3+8], 32;
+$ready:
+bar.sync 0;
+shr.u32 %r6, %r1, 5;
+setp.ne.u32 %p2, %r6, 1;
+@%p2 bra $others;
+{WAIT.format(at=0, parity=0)}
+mbarrier.arrive.shared::cta.b64 _, [%r3+8];
+{WAIT.format(at=0, parity=1)}
+bra $end;
+$others:
+@!%p1 bra $held;
+mbarrier.arrive.shared::cta.b64 _, [%r3];
+$held:
+bar.sync 1, 64;
+bar.sync 2, 64;
+@!%p1 bra $end;
+TOLD
+mbarrier.arrive.shared::cta.b64 _, [%r3];
+$end:
+"""
+
+
+def test_phase_that_overtakes_a_wait(ptx: Any) -> None:
+    told = WAIT.format(at=8, parity=0)
+    for schedule in (0, 1, 5):
+        ptx.core.set_options(capability=90, schedule=schedule)
+        run(ptx, PHASES.replace("TOLD", told), 96, torch.zeros(4), 4)
+        assert kinds(ptx) == set()
+    ptx.core.set_options(capability=90, schedule=0)  # in which the wait happens to come in time
+    run(ptx, PHASES.replace("TOLD", ""), 96, torch.zeros(4), 4)
+    assert kinds(ptx) == {"mbarrier"}
+
+
 # Every thread writes its word, one thread stores the tile in bulk; the tile is then written again.
 STORE = """
 cvt.rn.f32.u32 %f1, %r1;
@@ -164,6 +173,11 @@ def test_bulk_store(ptx: Any) -> None:
     # The fence may also stand behind the barrier, in the thread that stores.
     late = filled(STORE, STORE_PARTS, FENCE="", SYNC="bar.sync 0; fence.proxy.async.shared::cta;")
     run(ptx, late, 128, torch.zeros(4), 128)
+    assert kinds(ptx) == set()
+
+
+def test_bulk_group_of_nothing(ptx: Any) -> None:
+    run(ptx, "cp.async.bulk.commit_group;", 32, torch.zeros(4), 4)
     assert kinds(ptx) == set()
 
 
@@ -318,99 +332,6 @@ def test_wgmma_operands(ptx: Any, transposed_a: bool, transposed_b: bool, swizzl
     got = stored.permute(0, 4, 1, 3, 2, 5).reshape(64, 32)
     want = a.double() @ b.double().t()
     assert torch.allclose(got.double(), want, rtol=1e-6, atol=1e-6)
-
-
-# Warp 0 changes a map of which it has a copy in shared memory: the tensor's address, rows and
-# stride. It publishes the map behind the 128 words of the result; warp 1 loads by it.
-MAP = f"""
-.shared .align 128 .b8 map[128];
-.reg .b64 %source, %published;
-mov.u32 %r10, map; shl.b32 %r11, %r1, 2; add.s32 %r12, %r10, %r11;
-add.s64 %published, %rd1, 512; add.s64 %rd10, %rd2, 512;
-setp.ge.u32 %p2, %r1, 32;
-@%p2 bra $joined;
-add.s64 %source, %rd2, %rd3; ld.global.u32 %r13, [%source+1024]; st.shared.u32 [%r12], %r13;
-bar.warp.sync -1;
-@!%p1 bra $changed;
-mbarrier.init.shared::cta.b64 [%r3], 1;
-fence.mbarrier_init.release.cluster;
-CHANGE
-$changed:
-CONVERGE
-PUBLISH
-$joined:
-SYNC
-ACQUIRE
-setp.ne.u32 %p3, %r1, 32;
-@%p3 bra $issued;
-mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r3], 512;
-cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%r2],
- [%published, {{0, 0}}], [%r3];
-$issued:
-{WAIT.format(at=0, parity=0)}
-@%p2 bra $end;
-shl.b32 %r14, %r1, 4; add.s32 %r15, %r2, %r14;
-ld.shared.v4.f32 {{%f1, %f2, %f3, %f4}}, [%r15];
-mul.wide.u32 %rd5, %r1, 16; add.s64 %rd6, %rd1, %rd5;
-st.global.v4.f32 [%rd6], {{%f1, %f2, %f3, %f4}};
-$end:
-"""
-REPLACE = "tensormap.replace.tile"
-MAP_PARTS = {
-    "CHANGE": f"{REPLACE}.global_address.shared::cta.b1024.b64 [%r10], %rd10;"
-    f"{REPLACE}.global_dim.shared::cta.b1024.b32 [%r10], 1, 6;"
-    f"{REPLACE}.global_stride.shared::cta.b1024.b64 [%r10], 0, 32;",
-    "CONVERGE": "bar.warp.sync -1;",
-    "PUBLISH": "tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync"
-    ".aligned [%published], [%r10], 128;",
-    "SYNC": "bar.sync 0;",
-    "ACQUIRE": "fence.proxy.tensormap::generic.acquire.gpu [%published], 128;",
-}
-
-
-def run_map(ptx: Any, data: torch.Tensor, **changes: str) -> torch.Tensor:
-    """``data``: 256 words, of which the map that is changed has 8 rows of 16."""
-    first = ptx.put(data)
-    words = torch.frombuffer(
-        bytearray(ptx.core.tensor_map(first.pointer(), [16, 8], [64], [16, 8])), dtype=torch.float32
-    )
-    body = filled(MAP, MAP_PARTS, **changes)
-    return run(ptx, body, 64, torch.cat([data, words]), 160)[:128]
-
-
-def test_tensor_map_changed_by_a_kernel(ptx: Any) -> None:
-    data = torch.randn(256)
-    got = run_map(ptx, data)
-    assert kinds(ptx) == set()
-    rows = [data[128 + 8 * row :][:16] for row in range(6)]
-    assert torch.equal(got.view(8, 16), torch.stack([*rows, torch.zeros(16), torch.zeros(16)]))
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"ACQUIRE": ""}, {"proxy-fence"}),
-        # Before the barrier, so that nothing orders it after the change.
-        ({"SYNC": MAP_PARTS["ACQUIRE"] + "bar.sync 0;", "ACQUIRE": ""}, {"proxy-fence"}),
-        ({"SYNC": ""}, {"proxy-fence"}),
-        ({"CONVERGE": ""}, {"race-shared"}),
-        ({"PUBLISH": "ld.shared.u32 %r13, [%r12]; add.s64 %rd7, %published, %rd3;"
-          "st.global.u32 [%rd7], %r13;"}, {"tensor-map"}),
-        ({"PUBLISH": MAP_PARTS["PUBLISH"] + "st.global.u32 [%published], %r13;"}, {"tensor-map"}),
-        ({"PUBLISH": ""}, {"bulk-copy"}),
-        ({"CHANGE": MAP_PARTS["CHANGE"].replace(", 32;", ", 24;")}, {"tensor-map"}),
-        ({"CHANGE": MAP_PARTS["CHANGE"].replace("1, 6;", "1, 0;")}, {"tensor-map"}),
-        ({"CHANGE": MAP_PARTS["CHANGE"].replace("%rd10", "0x1008")}, {"tensor-map"}),
-        ({"CHANGE": MAP_PARTS["CHANGE"].replace("[%r10]", "[%r2]")}, {"uninit-shared"}),
-        # Past the end of the data.
-        ({"CHANGE": MAP_PARTS["CHANGE"].replace("1, 6;", "1, 8;").replace(", 32;", ", 256;")},
-         {"out-of-bounds"}),
-    ],
-)  # fmt: skip
-def test_tensor_map_changed_without(ptx: Any, changes: dict[str, str], expected: set[str]) -> None:
-    run_map(ptx, torch.randn(256), **changes)
-    found = kinds(ptx)
-    assert found & expected, f"reported {found}"
 
 
 def test_elect_mapa_and_clusters_of_one(ptx: Any) -> None:
