@@ -1,6 +1,8 @@
 // A tile of a matrix product, in registers: kRows rows of kVectors vectors.
 #pragma once
 
+#include <type_traits>
+
 #include "simd.hpp"
 
 namespace fastllm::cpu::FASTLLM_ISA {
@@ -20,30 +22,47 @@ struct RowMajor {
     FASTLLM_INLINE float operator()(int r, std::int64_t d) const { return at[r * stride + d]; }
 };
 
+struct Nothing {
+    FASTLLM_INLINE void operator()() const {}
+};
+
 // c (+)= a b over `depth`, of which the first `rows` rows are stored. `b` has kVectors vectors at
-// each depth, `b_stride` elements apart. Rows of `a` that are not stored are read.
-template <int kRows, int kVectors, bool kAccumulate, class A>
+// each depth, `b_stride` elements apart. Rows of `a` that are not stored are read. `beside` is
+// called once every four depths.
+template <int kRows, int kVectors, bool kAccumulate, class A, class Beside = Nothing>
 FASTLLM_INLINE void multiply_tile(const A& a, const float* b, std::int64_t b_stride,
-                                  std::int64_t depth, float* c, std::int64_t c_stride, int rows) {
+                                  std::int64_t depth, float* c, std::int64_t c_stride, int rows,
+                                  const Beside& beside = {}) {
+    constexpr std::int64_t kBeside = 4;
     Vec sum[kRows][kVectors];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) sum[r][v] = broadcast(0.0f);
     }
-    for (std::int64_t d = 0; d < depth; ++d) {
-        Vec right[kVectors];
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) {
-            right[v] = load(b + d * b_stride + v * kWidth, AllLanes{});
-        }
-#pragma GCC unroll 16
-        for (int r = 0; r < kRows; ++r) {
-            const Vec left = broadcast(a(r, d));
+    const auto add = [&](std::int64_t begin, std::int64_t end) __attribute__((always_inline)) {
+        for (std::int64_t d = begin; d < end; ++d) {
+            Vec right[kVectors];
 #pragma GCC unroll 4
             for (int v = 0; v < kVectors; ++v) {
-                sum[r][v] = multiply_add(left, right[v], sum[r][v]);
+                right[v] = load(b + d * b_stride + v * kWidth, AllLanes{});
             }
+#pragma GCC unroll 16
+            for (int r = 0; r < kRows; ++r) {
+                const Vec left = broadcast(a(r, d));
+#pragma GCC unroll 4
+                for (int v = 0; v < kVectors; ++v) {
+                    sum[r][v] = multiply_add(left, right[v], sum[r][v]);
+                }
+            }
+        }
+    };
+    if constexpr (std::is_same_v<Beside, Nothing>) {
+        add(0, depth);
+    } else {
+        for (std::int64_t d = 0; d < depth; d += kBeside) {
+            beside();
+            add(d, d + kBeside < depth ? d + kBeside : depth);
         }
     }
 #pragma GCC unroll 16
@@ -106,8 +125,13 @@ FASTLLM_INLINE void pack_panel(const float* from, std::int64_t row, std::int64_t
         }
     } else {
         static_assert(kPanel % 4 == 0);
-        for (int r = 0; r < kPanel; r += 4) {
-            transpose_four(from + r * row, row, depth, to + r, kPanel);
+        // A wide panel does not fit into the first-level cache: its lines are filled at once.
+        const std::int64_t step = kPanel > 16 ? 16 : depth;
+        for (std::int64_t d = 0; d < depth; d += step) {
+            const std::int64_t some = depth - d < step ? depth - d : step;
+            for (int r = 0; r < kPanel; r += 4) {
+                transpose_four(from + r * row + d, row, some, to + d * kPanel + r, kPanel);
+            }
         }
     }
 }
