@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from train_worker import all_tensors
 
 STEPS = 20
 CONFIG = """
@@ -198,6 +199,35 @@ def test_sigterm_then_kill_9_then_the_end_is_bit_exact(tmp_path: Path, straight:
     assert "global_step10 at step 10 (160 samples consumed)" in again.stderr
     assert records(tmp_path, "run")[-1]["resumed_from"] == 10
     assert_same_end(tmp_path, straight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_torch_engine_s_twenty_steps_are_ten_kill_9_and_ten(tmp_path: Path, dtype: str) -> None:
+    """Killed after the checkpoint of step 10: weights, moments and losses end equal to the bit."""
+    by_torch = (f"precision.dtype={dtype}", "parallel.zero_stage=0", "speed.engine=torch")
+    killed, whole = tmp_path / "killed", tmp_path / "straight"
+    for folder in (killed, whole):
+        folder.mkdir()
+    run(whole, *by_torch)
+    with started(killed, *by_torch) as process:
+        wait_for_step(killed, process, 13)
+        os.kill(sorted(children(process))[0], signal.SIGKILL)
+        process.communicate(timeout=100)
+    assert process.returncode == 2
+    again = run(killed, *by_torch)
+    assert "global_step10 at step 10 (160 samples consumed)" in again.stderr
+    step = f"out/checkpoints/global_step{STEPS}"
+    got, want = all_tensors(killed / step), all_tensors(whole / step)
+    assert got.keys() == want.keys()
+    assert any(name.startswith("exp_avg_sq/") for name in want)
+    assert [name for name in want if not torch.equal(got[name], want[name])] == []
+    losses = [
+        {r["step"]: (r["loss"], r["grad_norm"]) for r in records(folder, "step")}
+        for folder in (killed, whole)
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[1]) == STEPS
 
 
 @pytest.mark.slow

@@ -53,6 +53,14 @@ def _read(path: Path) -> Trajectory:
 SAVE_AT = 3
 
 
+def all_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a portable checkpoint, by name."""
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(checkpoint.glob("*.safetensors")):
+        found |= load_file(file)
+    return found
+
+
 def mean_of_means(tensors: Any, engine: Any, batch: Any) -> list[torch.Tensor]:
     """Every micro-batch counts the same, however many tokens it learns."""
     *rest, mask = tensors(engine, batch)
