@@ -84,14 +84,6 @@ def saved_again(config: Config, name: str) -> Path:
     return Path(config.run.out) / name / f"global_step{SAVE_AT}"
 
 
-def all_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Of a portable checkpoint, by their names there."""
-    found: dict[str, torch.Tensor] = {}
-    for file in sorted(checkpoint.glob("*.safetensors")):
-        found |= load_file(file)
-    return found
-
-
 @contextmanager
 def planted(name: str) -> Iterator[None]:
     """What a run's name says is done wrong in it."""
