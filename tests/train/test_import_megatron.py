@@ -13,6 +13,7 @@ from fastllm_planner.arch import count_params, preset
 from fastllm_train.__main__ import main
 from fastllm_train.config import build_config
 from fastllm_train.errors import UserError
+from fastllm_train.migrate.deepspeed_json import migrate_whole
 from fastllm_train.migrate.megatron_config import migrate, read_options
 from fastllm_train.migrate.shell_script import Command, training_command
 
@@ -213,7 +214,7 @@ def test_every_option_is_carried_over_or_listed(script: str, name: str) -> None:
 
     def outcome(command: Command) -> object:
         try:
-            return migrate(command, vocab=vocab)
+            return migrate_whole(command, Path(), vocab=vocab)
         except UserError as error:
             return str(error)
 

@@ -19,11 +19,12 @@ from fastllm_train.cli.app import verb
 def command(script: Path, vocab: int | None, out: Path | None, force: bool) -> None:
     """Turn the training command of SCRIPT (Megatron-LM, Megatron-DeepSpeed) into a config.
 
-    The script is read, not run. What has no counterpart here is listed on stderr.
+    The script is read, not run, and so is the file that it names by --deepspeed_config. What has no
+    counterpart here is listed on stderr.
     """
     from fastllm_train.config import build_config
     from fastllm_train.errors import UserError
-    from fastllm_train.migrate.megatron_config import migrate
+    from fastllm_train.migrate.deepspeed_json import migrate_whole
     from fastllm_train.migrate.shell_script import training_command
     from fastllm_train.refusals import refuse
     from fastllm_train.run_folder import write_atomically
@@ -35,7 +36,7 @@ def command(script: Path, vocab: int | None, out: Path | None, force: bool) -> N
         text = script.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {script}: {error}") from error
-    found = migrate(training_command(text), vocab=vocab)
+    found = migrate_whole(training_command(text), script.parent, vocab=vocab)
     config = build_config(found.table)
     refuse(config, config.model.resolve())
     result = to_toml(found.table)

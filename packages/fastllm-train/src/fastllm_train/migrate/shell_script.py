@@ -1,7 +1,7 @@
 """The arguments that a launch script gives to its training program. Nothing is executed.
 
 Understands what launch scripts are made of: assignments, ``${NAME}`` and ``${NAME:-default}``,
-arrays, continued lines, ``$((…))`` of whole numbers and here-documents (which are passed over).
+arrays, continued lines, ``$((…))`` of whole numbers and here-documents.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import ast
 import operator
 import re
 import shlex
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from fastllm_train.errors import UserError
 
@@ -19,7 +20,8 @@ _REFERENCE = re.compile(
     r"\$\(\((?P<sum>[^()]*)\)\)|\$\{(?P<name>[A-Za-z_]\w*)(?:\[[@*]\])?(?::?-(?P<default>[^}]*))?\}"
     r"|\$(?P<plain>[A-Za-z_]\w*|\d)"
 )
-_HERE_DOCUMENT = re.compile(r"<<-?\s*['\"]?(\w+)['\"]?")
+_HERE_DOCUMENT = re.compile(r"<<-?\s*(['\"]?)(\w+)['\"]?")
+_TARGET = re.compile(r"(?<!<)>\s*([^\s<>|;&]+)")
 _OPERATORS = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -32,18 +34,27 @@ _OPERATORS = {
 
 @dataclass(frozen=True)
 class Command:
-    """``launcher``: words before the training program; ``arguments``: words after it."""
+    """``launcher``: words before the training program; ``arguments``: words after it;
+    ``documents``: what the script writes into files by here-documents before, by their names."""
 
     launcher: tuple[str, ...]
     arguments: tuple[str, ...]
+    documents: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def training_command(text: str) -> Command:
     """The last command of the script that runs a Python program with options. ``UserError`` when
     there is none. A variable that the script does not set stays as ``$NAME``."""
     variables: dict[str, str] = {}
+    documents: dict[str, str] = {}
     found: Command | None = None
-    for line in _lines(text):
+    for line, document in _lines(text):
+        target = _TARGET.search(line) if document is not None else None
+        if target is not None and document is not None:
+            quoted = (_HERE_DOCUMENT.search(line) or target)[1] != ""
+            name = _expand(target[1].strip("\"'"), variables)
+            documents[name] = document if quoted else _expand(document, variables)
+            continue
         assignment = _ASSIGNMENT.match(line)
         if assignment is not None and not _trailing_command(assignment[3]):
             name, more, value = assignment.groups()
@@ -58,7 +69,7 @@ def training_command(text: str) -> Command:
             continue  # an unbalanced quote: no command that we could read
         program = next((i for i, word in enumerate(words) if word.endswith(".py")), None)
         if program is not None and any(w.startswith("--") for w in words[program + 1 :]):
-            found = Command(tuple(words[:program]), tuple(words[program + 1 :]))
+            found = Command(tuple(words[:program]), tuple(words[program + 1 :]), dict(documents))
     if found is None:
         raise UserError(
             "the script runs no Python program with options",
@@ -67,14 +78,20 @@ def training_command(text: str) -> Command:
     return found
 
 
-def _lines(text: str) -> list[str]:
-    """Logical lines: continued ones joined, arrays in one, here-documents left out."""
-    lines: list[str] = []
+def _lines(text: str) -> list[tuple[str, str | None]]:
+    """Logical lines, continued ones joined, arrays in one; each with the text of its
+    here-document."""
+    lines: list[tuple[str, str | None]] = []
     until: str | None = None
+    document: list[str] = []
     pending = ""
     for raw in text.replace("\r\n", "\n").split("\n"):
         if until is not None:
-            until = None if raw.strip() == until else until
+            if raw.strip() != until:
+                document.append(raw)
+                continue
+            lines.append((pending, "\n".join(document)))
+            until, pending = None, ""
             continue
         line = raw if not raw.lstrip().startswith("#") else ""
         pending += line
@@ -86,10 +103,11 @@ def _lines(text: str) -> list[str]:
             continue
         here = _HERE_DOCUMENT.search(pending)
         if here is not None:
-            until = here[1]
-        lines.append(pending)
+            until, document = here[2], []
+            continue
+        lines.append((pending, None))
         pending = ""
-    return [*lines, pending]
+    return [*lines, (pending, None)]
 
 
 def _open_value(text: str) -> bool:
