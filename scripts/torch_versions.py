@@ -3,8 +3,8 @@
     python scripts/torch_versions.py [2.9.1 2.13.0] [--index URL] [--calls]
 
 Builds the wheel once (or takes --wheel), then for each version makes a virtual environment under
-build/torch-versions, installs that torch, the same wheel and fastllm-train without what else it
-needs, and runs the CPU part of tests/ops. --calls also measures what a call of an operator costs
+build/torch-versions, installs that torch, the same wheel, fastllm-train and fastllm-planner without
+what else they need, and runs the CPU part of tests/ops. --calls also measures what a call of an operator costs
 there. PyPI's torch for x86-64 is the CUDA build (3 GB with its libraries); --index names another,
 such as PyTorch's CPU index. Exit status 0: all versions pass.
 """
@@ -51,7 +51,8 @@ def make_environment(version: str, wheel: Path, index: str | None) -> Path:
     subprocess.run([*pip, *indexed, f"torch=={version}"], check=True)
     subprocess.run([*pip, *NEEDED], check=True)
     again = ["--no-deps", "--force-reinstall", str(wheel)]
-    packages = [str(ROOT / "packages/fastllm-train")]
+    # One test sets a model's layer beside the operator: the architecture is the planner's.
+    packages = [str(ROOT / f"packages/fastllm-{name}") for name in ("train", "planner")]
     subprocess.run([*pip, *again, *packages], check=True)
     return python
 
