@@ -4,9 +4,9 @@
 
 Builds the wheel once (or takes --wheel), then for each version makes a virtual environment under
 build/torch-versions, installs that torch, the same wheel, fastllm-train and fastllm-planner without
-what else they need, and runs the CPU part of tests/ops. --calls also measures what a call of an operator costs
-there. PyPI's torch for x86-64 is the CUDA build (3 GB with its libraries); --index names another,
-such as PyTorch's CPU index. Exit status 0: all versions pass.
+what else they need, and runs the CPU part of tests/ops. --calls also measures what a call of an
+operator costs there. PyPI's torch for x86-64 is the CUDA build (3 GB with its libraries); --index
+names another, such as PyTorch's CPU index. Exit status 0: all versions pass.
 """
 
 from __future__ import annotations
