@@ -57,11 +57,6 @@ class ShardedWeights:
     def steps(self) -> int:
         return self._whole.steps
 
-    def take_from_model(self) -> None:
-        """Masters become what the model's weights are."""
-        for part in self._parts():
-            part.take_from_model()
-
     def update(
         self,
         gradient: Callable[[nn.Parameter], Tensor | None],
@@ -101,7 +96,7 @@ class ShardedWeights:
         """Nothing: moments are there from the start."""
 
     def begin_restore(self, optimizer_steps: int) -> None:
-        for part in self._parts():
+        for part in (*(shard.masters for shard in self._shards), self._whole):
             part.begin_restore(optimizer_steps)
 
     def restore(self, param: nn.Parameter, weight: Tensor, moments: Mapping[str, Tensor]) -> None:
@@ -114,9 +109,6 @@ class ShardedWeights:
             part = slice(piece.begin, piece.end)
             cut = {key: value.flatten()[part] for key, value in moments.items()}
             shard.masters.restore(piece.held, weight.flatten()[part], cut)
-
-    def _parts(self) -> list[MasterWeights]:
-        return [*(shard.masters for shard in self._shards), self._whole]
 
 
 class Shard:

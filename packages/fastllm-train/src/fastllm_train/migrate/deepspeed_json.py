@@ -122,7 +122,7 @@ def _zero(found: Migration, zero: dict[str, Any]) -> None:
     if stage is not None:
         _settle(found, "parallel.zero_stage", int(stage), "zero_optimization.stage")
     optimizer, params = (_device(zero, f"offload_{what}") for what in ("optimizer", "param"))
-    if zero.get("cpu_offload") is True:  # as it was called before DeepSpeed 0.4
+    if zero.get("cpu_offload") is True:  # its older name
         optimizer = ("cpu", "")
     if params[0] != "none" and optimizer[0] == "none":
         found.notes.append("deepspeed_config: offload_param without offload_optimizer: both here")

@@ -49,12 +49,10 @@ def training_command(text: str) -> Command:
     documents: dict[str, str] = {}
     found: Command | None = None
     for line, document in _lines(text):
-        target = _TARGET.search(line) if document is not None else None
-        if target is not None and document is not None:
-            quoted = (_HERE_DOCUMENT.search(line) or target)[1] != ""
+        here, target = _HERE_DOCUMENT.search(line), _TARGET.search(line)
+        if document is not None and here is not None and target is not None:
             name = _expand(target[1].strip("\"'"), variables)
-            documents[name] = document if quoted else _expand(document, variables)
-            continue
+            documents[name] = document if here[1] else _expand(document, variables)
         assignment = _ASSIGNMENT.match(line)
         if assignment is not None and not _trailing_command(assignment[3]):
             name, more, value = assignment.groups()
